@@ -1,0 +1,54 @@
+"""The only place that knows bytes: one typed JSON wire, bounded, with one error.
+
+Decoders and encoders are made once and reused; they hold no state between calls.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from schemas.fences import FenceRecord
+from schemas.operations import Claim, Control, DeadLetter, Usage, WorkerState
+from schemas.replies import ReplyRecord
+from schemas.requests import Request
+
+RECORD_BYTES_MAX = 2 * 1024 * 1024
+
+
+class UndecodableRecord(ValueError):
+    """The bytes are not a record of the expected kind. The text says where and why, never what."""
+
+
+_encoder = msgspec.json.Encoder()
+
+
+def encode(record: msgspec.Struct) -> bytes:
+    """Encodes any record of `schemas`."""
+    return _encoder.encode(record)
+
+
+def _decoder(kind: Any) -> Callable[[bytes | None], Any]:
+    decode_json = msgspec.json.Decoder(kind).decode
+
+    def decode(data: bytes | None) -> Any:
+        if data is None:
+            raise UndecodableRecord("the record has no value")
+        if len(data) > RECORD_BYTES_MAX:
+            raise UndecodableRecord(f"the record has {len(data)} bytes, at most {RECORD_BYTES_MAX}")
+        try:
+            return decode_json(data)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise UndecodableRecord(f"{type(error).__name__}: {error}"[:300]) from None
+
+    return decode
+
+
+decode_request: Callable[[bytes | None], Request] = _decoder(Request)
+decode_reply: Callable[[bytes | None], ReplyRecord] = _decoder(ReplyRecord)
+decode_fence: Callable[[bytes | None], FenceRecord] = _decoder(FenceRecord)
+decode_claim: Callable[[bytes | None], Claim] = _decoder(Claim)
+decode_control: Callable[[bytes | None], Control] = _decoder(Control)
+decode_usage: Callable[[bytes | None], Usage] = _decoder(Usage)
+decode_worker: Callable[[bytes | None], WorkerState] = _decoder(WorkerState)
+decode_dead_letter: Callable[[bytes | None], DeadLetter] = _decoder(DeadLetter)
