@@ -1,0 +1,1 @@
+"""The worker: takes requests from the log, runs them on one engine, writes tokens to `replies`."""

@@ -1,0 +1,1 @@
+"""What makes tokens. Two adapters pass one contract suite: `vllm` and `scripted`."""
