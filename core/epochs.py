@@ -1,0 +1,101 @@
+"""What the `fences` topic says: who owned which request partition, and since where it shows.
+
+Workers, tails and followers all fold `fences` with this class. The epoch of an owner is the offset
+of its `Acquired` record ("A"); `Fenced` ("B") says from where on all its fences lie behind a reader.
+"""
+
+from dataclasses import dataclass
+
+from schemas.fences import Acquired, Fenced, FenceRecord
+
+
+@dataclass(slots=True)
+class Ownership:
+    """One A, with its B once it is known. `ends[p]` speaks of reply partition p."""
+
+    epoch: int
+    qs: tuple[str, ...]
+    incarnation: str
+    ends_before: tuple[int, ...]
+    ends_after: tuple[int, ...] | None
+    time_ms: int
+
+    def fenced_by(self, partition: int, position: int) -> bool:
+        """True if all its fences in that partition certainly lie before `position`."""
+        after = self.ends_after
+        return after is not None and partition < len(after) and after[partition] <= position
+
+
+class FenceLog:
+    """The fold of `fences`, in offset order. Bounded: `prune` forgets what retention took."""
+
+    def __init__(self) -> None:
+        self._by_epoch: dict[int, Ownership] = {}
+        self._highest: dict[str, Ownership] = {}
+
+    def feed(self, offset: int, time_ms: int, record: FenceRecord) -> None:
+        """Takes the record at `offset`, appended at `time_ms` (broker time)."""
+        if isinstance(record, Acquired):
+            self._add(
+                Ownership(offset, record.qs, record.incarnation, record.ends, None, time_ms)
+            )
+        elif isinstance(record, Fenced):
+            known = self._by_epoch.get(record.epoch)
+            if known is not None and known.ends_after is None:
+                known.ends_after = record.ends
+        else:
+            known = self._by_epoch.get(record.epoch)
+            if known is None:
+                # its A and B are gone: whatever they fenced off is gone from `replies` as well
+                self._add(
+                    Ownership(
+                        record.epoch,
+                        record.qs,
+                        record.incarnation,
+                        record.ends,
+                        record.ends,
+                        time_ms,
+                    )
+                )
+            else:
+                known.time_ms = time_ms
+                known.ends_after = known.ends_after or record.ends
+
+    def _add(self, owner: Ownership) -> None:
+        self._by_epoch[owner.epoch] = owner
+        for q in owner.qs:
+            best = self._highest.get(q)
+            if best is None or owner.epoch > best.epoch:
+                self._highest[q] = owner
+
+    def highest(self, q: str) -> int:
+        """The highest epoch of `q`; -1 if nobody ever owned it."""
+        owner = self._highest.get(q)
+        return owner.epoch if owner else -1
+
+    def late_start(self, partition: int, position: int) -> tuple[dict[str, int], int]:
+        """Where a reader of `partition` that wants to know all from `position` on must begin.
+
+        Returns the floors it begins with (highest epoch per q whose fences certainly lie before
+        `position`), and the position to read from: that of the earliest A above a floor, whose
+        fence may lie anywhere from there on, once or twice.
+        """
+        floors: dict[str, int] = {}
+        for owner in self._by_epoch.values():
+            if owner.fenced_by(partition, position):
+                for q in owner.qs:
+                    floors[q] = max(floors.get(q, -1), owner.epoch)
+        start = position
+        for owner in self._by_epoch.values():
+            if partition < len(owner.ends_before) and owner.ends_before[partition] < position:
+                if any(owner.epoch > floors.get(q, -1) for q in owner.qs):
+                    start = min(start, owner.ends_before[partition])
+        return floors, start
+
+    def prune(self, before_ms: int) -> None:
+        """Forgets owners last heard of before `before_ms`, except the highest of each q."""
+        for epoch, owner in list(self._by_epoch.items()):
+            if owner.time_ms < before_ms and all(
+                self._highest[q] is not owner for q in owner.qs
+            ):
+                del self._by_epoch[epoch]
