@@ -1,0 +1,428 @@
+"""Which request enters the engine, when it must end, and what is said of it.
+
+`handle(event, now_s)` returns commands; it never waits, reads a clock or does IO. The engine decides
+which tokens run; this core knows slots and deadlines, never the engine's memory.
+"""
+
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Literal
+
+from core.offsets import Handle
+from core.runs import Logged, Output, Report, Run, RunEnded
+from core.stream import Key
+from schemas.replies import (
+    AnyEvent,
+    Cancelled,
+    ErrorInfo,
+    Expired,
+    Failed,
+    Finished,
+    FinishReason,
+    Started,
+    Tokens,
+    TokenUsage,
+)
+from schemas.requests import TIERS, Request, Tier
+
+Deadline = Literal["start", "first_token", "total"]
+
+
+class Phase(Enum):
+    """The life of a piece of work inside one worker."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    ENDED = "ended"
+
+
+@dataclass(slots=True, eq=False)
+class Work:
+    """One request record that this worker owns, from pick-up to its terminal.
+
+    Times are seconds of the worker's monotonic clock. `counts` are the tokens of each choice that
+    were handed to the log so far; `resume` what older owners had logged.
+    """
+
+    request: Request
+    q: str
+    offset: int
+    epoch: int
+    reply_partition: int
+    handle: Handle
+    append_ms: int
+    arrived_s: float
+    start_by_s: float
+    end_by_s: float
+    starts: int = 0
+    spoken: bool = False
+    resume: tuple[Logged, ...] = ()
+    counts: list[int] = field(default_factory=list)
+    reasons: list[FinishReason | None] = field(default_factory=list)
+    phase: Phase = Phase.WAITING
+    run_id: int = -1
+    started_s: float | None = None
+    first_token_s: float | None = None
+    first_token_by_s: float | None = None
+    last_token_s: float | None = None
+    followers: list[Handle] = field(default_factory=list)
+
+    @property
+    def key(self) -> Key:
+        """(tenant, id)."""
+        return self.request.tenant, self.request.id
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """A record was picked up, decoded and found runnable."""
+
+    work: Work
+
+
+@dataclass(frozen=True, slots=True)
+class CancelRequested:
+    """A cancel was read from `control`."""
+
+    tenant: str
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class EngineReported:
+    """All reports of one engine step."""
+
+    reports: Sequence[Report]
+
+
+@dataclass(frozen=True, slots=True)
+class CapacityChanged:
+    """The engine has this many slots now (0 while it is away)."""
+
+    slots: int
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """The worker does not own these request partitions any more, or not under that epoch."""
+
+    qs: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Draining:
+    """No new starts from now on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed: look at the deadlines."""
+
+
+Event = Arrived | CancelRequested | EngineReported | CapacityChanged | Dropped | Draining | Tick
+
+
+@dataclass(frozen=True, slots=True)
+class StartOnEngine:
+    """Publish `started`, then (at once, or after its ack if `awaited`) submit the run."""
+
+    work: Work
+    run: Run
+    started: Started
+    awaited: bool
+
+
+@dataclass(frozen=True, slots=True)
+class AbortOnEngine:
+    """Free the slot of a run."""
+
+    run_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class PublishReply:
+    """Append an event of this work to its reply partition."""
+
+    work: Work
+    event: AnyEvent
+
+
+@dataclass(frozen=True, slots=True)
+class EndWork:
+    """The terminal: publish it and the usage; the offset is complete once all is acknowledged."""
+
+    work: Work
+    event: Finished | Failed | Cancelled | Expired
+    prompt_tokens: int
+    cached_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class CompleteOffset:
+    """Nothing is to be said: the offset is complete at once."""
+
+    handle: Handle
+
+
+Command = StartOnEngine | AbortOnEngine | PublishReply | EndWork | CompleteOffset
+
+
+class Scheduler:
+    """Premium first, first come first served within a tier, up to the engine's slots."""
+
+    def __init__(self, worker_id: str, slots: int, *, cancelled_max: int, run_seconds: float) -> None:
+        self.slots = slots
+        self._worker_id = worker_id
+        self._run_seconds = run_seconds
+        self._cancelled_max = cancelled_max
+        self._queues: dict[Tier, deque[Work]] = {tier: deque() for tier in TIERS}
+        self._runs: dict[int, Work] = {}
+        self._known: dict[tuple[str, Key], Work] = {}
+        self._recent: OrderedDict[tuple[str, Key], int] = OrderedDict()
+        self._cancelled: OrderedDict[Key, None] = OrderedDict()
+        self._next_run = 1
+        self._draining = False
+
+    @property
+    def running(self) -> int:
+        """Slots in use."""
+        return len(self._runs)
+
+    def waiting(self, tier: Tier | None = None) -> int:
+        """Requests picked up and not started."""
+        if tier is not None:
+            return len(self._queues[tier])
+        return sum(len(queue) for queue in self._queues.values())
+
+    def works(self) -> Iterable[Work]:
+        """Everything picked up and not ended."""
+        return self._known.values()
+
+    def handle(self, event: Event, now_s: float) -> list[Command]:
+        """Takes the next event; the commands are to be carried out in order."""
+        commands: list[Command] = []
+        match event:
+            case EngineReported(reports):
+                for report in reports:
+                    self._report(report, now_s, commands)
+            case Arrived(work):
+                self._arrive(work, now_s, commands)
+            case CancelRequested(tenant, request_id):
+                self._cancel((tenant, request_id), commands)
+            case CapacityChanged(slots):
+                self.slots = slots
+            case Dropped(qs):
+                self._drop(qs, commands)
+            case Draining():
+                self._draining = True
+            case Tick():
+                self._expire(now_s, commands)
+        self._start_next(now_s, commands)
+        return commands
+
+    # --- arriving and starting
+
+    def _arrive(self, work: Work, now_s: float, commands: list[Command]) -> None:
+        same = (work.q, work.key)
+        first = self._known.get(same)
+        if not work.spoken:
+            # the same request again on the same q: complete with the first, never run twice
+            if first is not None:
+                first.followers.append(work.handle)
+                return
+            if self._recent.get(same) == work.epoch:
+                commands.append(CompleteOffset(work.handle))
+                return
+        width = work.request.body.n
+        work.counts = [len(choice.token_ids) for choice in work.resume] or [0] * width
+        work.reasons = [choice.finish_reason for choice in work.resume] or [None] * width
+        self._known[same] = work
+        if work.key in self._cancelled:
+            self._end_cancelled(work, commands)
+        elif now_s >= work.end_by_s:
+            self._end_expired(work, "total", commands)
+        elif now_s >= work.start_by_s and not work.spoken:
+            self._end_expired(work, "start", commands)
+        else:
+            self._queues[work.request.tier].append(work)
+
+    def _start_next(self, now_s: float, commands: list[Command]) -> None:
+        if self._draining or len(self._runs) >= self.slots:
+            return
+        for queue in self._queues.values():
+            while queue and len(self._runs) < self.slots:
+                work = queue.popleft()
+                if work.phase is Phase.WAITING:
+                    commands.append(self._start(work, now_s))
+
+    def _start(self, work: Work, now_s: float) -> StartOnEngine:
+        request = work.request
+        work.phase = Phase.RUNNING
+        work.run_id = self._next_run
+        self._next_run += 1
+        work.started_s = now_s
+        work.first_token_by_s = now_s + request.deadlines.first_token_seconds
+        work.end_by_s = min(work.end_by_s, now_s + self._run_seconds)
+        self._runs[work.run_id] = work
+        started = Started(
+            id=request.id,
+            tenant=request.tenant,
+            q=work.q,
+            offset=work.offset,
+            epoch=work.epoch,
+            starts=work.starts + 1,
+            counts=tuple(work.counts),
+            info=request.info(),
+            worker=self._worker_id,
+        )
+        run = Run(
+            work.run_id,
+            request.id,
+            request.model,
+            request.endpoint,
+            request.body,
+            work.resume,
+            request.tenant,
+        )
+        return StartOnEngine(work, run, started, awaited=work.spoken)
+
+    # --- what the engine says
+
+    def _report(self, report: Report, now_s: float, commands: list[Command]) -> None:
+        work = self._runs.get(report.run_id)
+        if work is None:
+            return  # aborted meanwhile
+        if isinstance(report, Output):
+            commands.append(PublishReply(work, self._tokens(work, report, now_s)))
+        else:
+            self._run_ended(work, report, commands)
+
+    @staticmethod
+    def _tokens(work: Work, output: Output, now_s: float) -> Tokens:
+        if work.first_token_s is None:
+            work.first_token_s = now_s
+        work.last_token_s = now_s
+        choice = output.choice
+        seq = work.counts[choice]
+        work.counts[choice] = seq + len(output.token_ids)
+        if output.finish_reason is not None:
+            work.reasons[choice] = output.finish_reason
+        return Tokens(
+            id=work.request.id,
+            tenant=work.request.tenant,
+            q=work.q,
+            offset=work.offset,
+            epoch=work.epoch,
+            seq=seq,
+            token_ids=output.token_ids,
+            text=output.text,
+            choice=choice,
+            logprobs=output.logprobs,
+            finish_reason=output.finish_reason,
+        )
+
+    def _run_ended(self, work: Work, ended: RunEnded, commands: list[Command]) -> None:
+        if ended.error is not None:
+            self._end_failed(work, ended.error, commands)
+            return
+        usage = TokenUsage(
+            prompt_tokens=ended.prompt_tokens,
+            completion_tokens=sum(work.counts),
+            cached_tokens=ended.cached_tokens,
+        )
+        event = Finished(
+            **self._base(work),
+            usage=usage,
+            finish_reasons=tuple(reason or "stop" for reason in work.reasons),
+        )
+        self._end(work, event, commands, ended.prompt_tokens, ended.cached_tokens)
+
+    # --- ways to end
+
+    def _base(self, work: Work) -> dict[str, object]:
+        return {
+            "id": work.request.id,
+            "tenant": work.request.tenant,
+            "q": work.q,
+            "offset": work.offset,
+            "epoch": work.epoch,
+            "counts": tuple(work.counts),
+        }
+
+    def _end(
+        self,
+        work: Work,
+        event: Finished | Failed | Cancelled | Expired,
+        commands: list[Command],
+        prompt_tokens: int = 0,
+        cached_tokens: int = 0,
+    ) -> None:
+        if work.phase is Phase.RUNNING:
+            del self._runs[work.run_id]
+            if not isinstance(event, Finished):
+                commands.append(AbortOnEngine(work.run_id))
+        work.phase = Phase.ENDED
+        self._known.pop((work.q, work.key), None)
+        self._recent[work.q, work.key] = work.epoch
+        if len(self._recent) > 10_000:
+            self._recent.popitem(last=False)
+        commands.append(EndWork(work, event, prompt_tokens, cached_tokens))
+
+    def _end_failed(self, work: Work, error: ErrorInfo, commands: list[Command]) -> None:
+        self._end(work, Failed(**self._base(work), error=error), commands)
+
+    def _end_cancelled(self, work: Work, commands: list[Command]) -> None:
+        self._cancelled.pop(work.key, None)
+        self._end(work, Cancelled(**self._base(work)), commands)
+
+    def _end_expired(self, work: Work, deadline: Deadline, commands: list[Command]) -> None:
+        self._end(work, Expired(**self._base(work), deadline=deadline), commands)
+
+    def fail(self, work: Work, error: ErrorInfo) -> list[Command]:
+        """Ends one request with an error found outside (bad body, unresumable, too large)."""
+        commands: list[Command] = []
+        if work.phase is not Phase.ENDED:
+            self._end_failed(work, error, commands)
+        return commands
+
+    def _cancel(self, key: Key, commands: list[Command]) -> None:
+        found = [work for (_, known), work in self._known.items() if known == key]
+        for work in found:
+            self._end_cancelled(work, commands)
+        if not found:
+            self._cancelled[key] = None
+            self._cancelled.move_to_end(key)
+            if len(self._cancelled) > self._cancelled_max:
+                self._cancelled.popitem(last=False)
+
+    def _expire(self, now_s: float, commands: list[Command]) -> None:
+        for work in list(self._known.values()):
+            if now_s >= work.end_by_s:
+                self._end_expired(work, "total", commands)
+            elif work.phase is Phase.WAITING and not work.spoken and now_s >= work.start_by_s:
+                self._end_expired(work, "start", commands)
+            elif (
+                work.phase is Phase.RUNNING
+                and work.first_token_s is None
+                and work.first_token_by_s is not None
+                and now_s >= work.first_token_by_s
+            ):
+                self._end_expired(work, "first_token", commands)
+
+    def _drop(self, qs: frozenset[str], commands: list[Command]) -> None:
+        for same, work in list(self._known.items()):
+            if work.q in qs:
+                if work.phase is Phase.RUNNING:
+                    del self._runs[work.run_id]
+                    commands.append(AbortOnEngine(work.run_id))
+                work.phase = Phase.ENDED
+                del self._known[same]
+        for queue in self._queues.values():
+            if any(work.phase is Phase.ENDED for work in queue):
+                alive = [work for work in queue if work.phase is Phase.WAITING]
+                queue.clear()
+                queue.extend(alive)
+        for same in [same for same in self._recent if same[0] in qs]:
+            del self._recent[same]
