@@ -73,6 +73,10 @@ class FenceLog:
         owner = self._highest.get(q)
         return owner.epoch if owner else -1
 
+    def owner(self, q: str) -> Ownership | None:
+        """The ownership with the highest epoch of `q`."""
+        return self._highest.get(q)
+
     def late_start(self, partition: int, position: int) -> tuple[dict[str, int], int]:
         """Where a reader of `partition` that wants to know all from `position` on must begin.
 

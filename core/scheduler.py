@@ -43,7 +43,8 @@ class Work:
     """One request record that this worker owns, from pick-up to its terminal.
 
     Times are seconds of the worker's monotonic clock. `counts` are the tokens of each choice that
-    were handed to the log so far; `resume` what older owners had logged.
+    were handed to the log so far; `resume` what older owners had logged. `suspect`: an older owner
+    may have started it; `spoken`: one did, so its events may be the visible ones.
     """
 
     request: Request
@@ -57,6 +58,7 @@ class Work:
     start_by_s: float
     end_by_s: float
     starts: int = 0
+    suspect: bool = False
     spoken: bool = False
     resume: tuple[Logged, ...] = ()
     counts: list[int] = field(default_factory=list)
@@ -286,7 +288,7 @@ class Scheduler:
             work.resume,
             request.tenant,
         )
-        return StartOnEngine(work, run, started, awaited=work.spoken)
+        return StartOnEngine(work, run, started, awaited=work.suspect)
 
     # --- what the engine says
 

@@ -1,0 +1,175 @@
+"""The worker's mouth: events to `replies`, one record per turn of the loop and reply partition.
+
+There is no timer: whatever the engine and the scheduler said within one turn of the event loop
+travels together. A publish that failed, or whose outcome is unknown, is never repeated: the epoch
+ends, and the log is asked what it holds.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from schemas.codec import encode
+from schemas.replies import AnyEvent, Events, Fence
+from topics.ports import Appended, Appender, AppendUnknown, Log, LogError, RecordTooLarge
+from topics.scan import REPLIES
+
+EVENTS_BYTES_MAX = 768 * 1024
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, eq=False)
+class Speech:
+    """The events of one request that are under way; `on_silent` is called when all are acked."""
+
+    open: int = 0
+    on_silent: list[Callable[[], None]] = field(default_factory=list)
+    on_too_large: Callable[[], None] | None = None
+
+    def when_silent(self, call: Callable[[], None]) -> None:
+        """Calls at once if nothing is under way, else after the last ack."""
+        if self.open:
+            self.on_silent.append(call)
+        else:
+            call()
+
+    def acknowledged(self) -> None:
+        """One record with an event of this request was acknowledged."""
+        self.open -= 1
+        if not self.open and self.on_silent:
+            calls, self.on_silent = self.on_silent, []
+            for call in calls:
+                call()
+
+
+Said = tuple[Speech, AnyEvent]
+
+
+class ReplyWriter:
+    """One appender for all events and fences of this worker.
+
+    `acknowledged[p]` is the last position of reply partition p that an ack told us. On a failure
+    `on_failure` is called once; nothing is sent any more until `reopen`.
+    """
+
+    def __init__(self, log: Log, on_failure: Callable[[], None]) -> None:
+        self.acknowledged: dict[int, int] = {}
+        self._log = log
+        self._on_failure = on_failure
+        self._appender: Appender | None = None
+        self._buffers: dict[int, list[Said]] = {}
+        self._flush_due = False
+        self._under_way: set[asyncio.Future[Appended]] = set()
+
+    @property
+    def broken(self) -> bool:
+        """True from a failure until `reopen`."""
+        return self._appender is None
+
+    async def reopen(self) -> None:
+        """Makes a new appender. Raises LogError while the log is away."""
+        if self._appender is None:
+            self._buffers.clear()
+            self._appender = await self._log.appender()
+
+    def say(self, partition: int, speech: Speech, event: AnyEvent) -> None:
+        """Hands an event over; it leaves at the end of this turn of the loop."""
+        if self._appender is None:
+            return  # the epoch has ended; the log alone says what was heard
+        speech.open += 1
+        self._buffers.setdefault(partition, []).append((speech, event))
+        if not self._flush_due:
+            self._flush_due = True
+            asyncio.get_running_loop().call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flush_due = False
+        buffers, self._buffers = self._buffers, {}
+        for partition, said in buffers.items():
+            self._send(partition, said)
+
+    def _send(self, partition: int, said: Sequence[Said]) -> None:
+        if self._appender is None:
+            return
+        value = encode(Events(events=tuple(event for _, event in said)))
+        if len(value) > EVENTS_BYTES_MAX and len(said) > 1:
+            self._split(partition, said)
+            return
+        future = asyncio.ensure_future(self._appender.append(REPLIES, partition, value))
+        self._under_way.add(future)
+        future.add_done_callback(lambda done: self._done(partition, said, done))
+
+    def _split(self, partition: int, said: Sequence[Said]) -> None:
+        middle = len(said) // 2
+        self._send(partition, said[:middle])
+        self._send(partition, said[middle:])
+
+    def _done(
+        self, partition: int, said: Sequence[Said], future: "asyncio.Future[Appended]"
+    ) -> None:
+        self._under_way.discard(future)
+        error = None if future.cancelled() else future.exception()
+        if future.cancelled() or (error and not isinstance(error, RecordTooLarge)):
+            self._fail(error)
+        elif error:
+            self._too_large(partition, said)
+        else:
+            position = future.result().offset + 1
+            if position > self.acknowledged.get(partition, 0):
+                self.acknowledged[partition] = position
+            for speech, _ in said:
+                speech.acknowledged()
+
+    def _too_large(self, partition: int, said: Sequence[Said]) -> None:
+        """Certainly not appended: split it; a single event too large fails its request."""
+        if len(said) > 1:
+            self._split(partition, said)
+            return
+        speech, event = said[0]
+        _log.error("an event of request %s is too large for a record", event.id)
+        if speech.on_too_large is None:
+            self._fail(None)
+        else:
+            speech.on_too_large()
+        speech.acknowledged()
+
+    def _fail(self, error: BaseException | None) -> None:
+        appender, self._appender = self._appender, None
+        self._buffers.clear()
+        if appender is not None:
+            _log.warning("a publish to replies failed or is in doubt: %s", error)
+            closing = asyncio.ensure_future(appender.close(0.0))
+            self._closing = closing  # keeps a reference until it is done
+            self._on_failure()
+
+    async def settled(self, timeout_seconds: float) -> None:
+        """Waits until nothing is under way. What is still in doubt after the limit fails."""
+        self._flush()
+        if self._under_way:
+            await asyncio.wait(set(self._under_way), timeout=timeout_seconds)
+        if self._under_way:
+            self._fail(AppendUnknown("no ack within the limit"))
+            raise LogError("publishes are still in doubt")
+
+    async def fence(self, partitions: int, epoch: int, qs: tuple[str, ...]) -> None:
+        """Appends the fence to every reply partition and awaits the acks. Raises LogError."""
+        if self._appender is None:
+            raise LogError("the writer of replies is broken")
+        value = encode(Fence(epoch=epoch, qs=qs))
+        acks = [self._appender.append(REPLIES, p, value) for p in range(partitions)]
+        results = await asyncio.gather(*acks, return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException):
+                self._fail(result)
+                raise LogError("a fence could not be written") from result
+
+    async def close(self) -> None:
+        """Flushes what is buffered and lets go."""
+        if self._appender is not None:
+            self._flush()
+            if self._under_way:
+                await asyncio.wait(set(self._under_way), timeout=5.0)
+            appender, self._appender = self._appender, None
+            await appender.close()
