@@ -44,6 +44,7 @@ class Limits:
     no_worker_seconds: float = 30.0  # 503: a known model without a live worker
     heartbeat_seconds: float = 15.0
     clock_skew_seconds: float = 30.0
+    reply_retention_seconds: float = 3600.0  # how long `replies` keeps an answer
 
     # idempotency
     claim_life_seconds: float = 3600.0

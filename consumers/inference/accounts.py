@@ -1,0 +1,108 @@
+"""What is written beside the answer: usage and dead letters; and how old a record is."""
+
+from collections.abc import Callable
+
+from core.scheduler import Work
+from schemas.codec import encode
+from schemas.operations import DeadLetter, Outcome, Usage
+from schemas.replies import AnyTerminal, Cancelled, Expired, Finished
+from topics.catalogue import DEAD_LETTERS, USAGE
+from topics.ports import Log, Record
+
+from consumers.inference.intake import Parked
+from consumers.inference.ledger_writer import LedgerWriter
+
+DEAD_LETTER_VALUE_BYTES_MAX = 1024 * 1024
+
+
+class Accounts:
+    """Usage and dead letters by way of a `LedgerWriter`; ages by the broker's clock."""
+
+    def __init__(self, log: Log, ledger: LedgerWriter, broker_now_ms: Callable[[], float]) -> None:
+        self._log = log
+        self._ledger = ledger
+        self._broker_now_ms = broker_now_ms
+
+    async def start(self) -> None:
+        """Learns the partition counts of the topics it writes to."""
+        for topic in (USAGE, DEAD_LETTERS):
+            await self._log.partition_count(topic)
+
+    @property
+    def full(self) -> bool:
+        """True while so much is unacknowledged that nothing new should be taken."""
+        return self._ledger.full
+
+    def age_seconds(self, append_ms: int) -> float:
+        """Seconds since a record was appended, by the broker's clock; never negative."""
+        return max(0.0, (self._broker_now_ms() - append_ms) / 1000)
+
+    def usage(
+        self,
+        work: Work,
+        event: AnyTerminal,
+        prompt_tokens: int,
+        cached_tokens: int,
+        on_acknowledged: Callable[[], None],
+    ) -> None:
+        """Says what a request took, once its terminal is known."""
+        request = work.request
+        age_s = self.age_seconds(work.append_ms)
+        run_s = 0.0
+        if work.started_s is not None:
+            run_s = max(0.0, (work.last_token_s or work.started_s) - work.started_s)
+        record = Usage(
+            request_id=request.id,
+            tenant=request.tenant,
+            model=request.model,
+            tier=request.tier,
+            endpoint=request.endpoint,
+            q=work.q,
+            offset=work.offset,
+            epoch=event.epoch,
+            outcome=_outcome(event),
+            prompt_tokens=prompt_tokens,
+            cached_tokens=cached_tokens,
+            completion_tokens=sum(event.counts),
+            queue_seconds=round(max(0.0, age_s - run_s), 6),
+            run_seconds=round(run_s, 6),
+            engine_seconds=round(run_s, 6),
+        )
+        key = request.tenant.encode()
+        partition = self._log.partition_of_key(USAGE, key)
+        self._ledger.put(USAGE, partition, key, encode(record), on_acknowledged=on_acknowledged)
+
+    def dead_letter(
+        self, record: Record, parked: Parked, on_acknowledged: Callable[[], None]
+    ) -> None:
+        """Parks a record with the reason. A value beyond the bound is cut off, and says so."""
+        value, detail = record.value, parked.detail
+        if value is not None and len(value) > DEAD_LETTER_VALUE_BYTES_MAX:
+            detail = f"{detail} (the first {DEAD_LETTER_VALUE_BYTES_MAX} of {len(value)} bytes)"
+            value = value[:DEAD_LETTER_VALUE_BYTES_MAX]
+        letter = DeadLetter(
+            topic=record.topic,
+            partition=record.partition,
+            offset=record.offset,
+            time_ms=record.time_ms,
+            reason=parked.reason,
+            detail=detail[:500],
+            key=record.key,
+            value=value,
+            headers=record.headers,
+            request_id=parked.request_id,
+            tenant=parked.tenant,
+        )
+        name = parked.request_id or f"{record.topic}/{record.partition}/{record.offset}"
+        partition = self._log.partition_of_key(DEAD_LETTERS, name.encode())
+        self._ledger.put(
+            DEAD_LETTERS, partition, name.encode(), encode(letter), on_acknowledged=on_acknowledged
+        )
+
+
+def _outcome(event: AnyTerminal) -> Outcome:
+    if isinstance(event, Finished):
+        return "finished"
+    if isinstance(event, Cancelled):
+        return "cancelled"
+    return "expired" if isinstance(event, Expired) else "failed"

@@ -1,0 +1,153 @@
+"""From a record on a request topic to work for the scheduler, or to the reason why not.
+
+Every record ends somewhere: with the scheduler, completed because the log says it ended, refused
+with `Failed` and a dead letter, or with a dead letter alone.
+"""
+
+from dataclasses import dataclass
+
+from core.errors import Refusal
+from core.limits import Limits
+from core.offsets import Handle
+from core.recovery import Done, Interrupt, Resume, Verdict
+from core.scheduler import Work
+from core.validation import check_request
+from schemas.codec import UndecodableRecord, decode_request
+from schemas.envelope import REQUEST_ID, TENANT, header_text
+from schemas.ids import parse_request_id
+from schemas.replies import ErrorInfo
+from schemas.requests import Request
+from topics.ports import Record
+
+
+@dataclass(frozen=True, slots=True)
+class Parked:
+    """Not runnable: goes to `dead-letters` for `reason`; `error` is told to the client if it can be.
+
+    `request_id`, `tenant` and `reply_partition` are None where the record does not say them.
+    """
+
+    reason: str
+    detail: str
+    request_id: str | None = None
+    tenant: str | None = None
+    reply_partition: int | None = None
+    error: ErrorInfo | None = None
+
+
+def read_request(record: Record, reply_partitions: int, limits: Limits) -> Request | Parked:
+    """Decodes and checks a record."""
+    try:
+        request = decode_request(record.value)
+    except UndecodableRecord as error:
+        return _undecodable(record, str(error), reply_partitions)
+    try:
+        parts = parse_request_id(request.id)
+    except ValueError as error:
+        return Parked("bad_request_id", str(error), None, request.tenant)
+    if parts.reply_partition >= reply_partitions:
+        detail = f"reply partition {parts.reply_partition} of {reply_partitions}"
+        return Parked("bad_request_id", detail, request.id, request.tenant)
+    if stale := _stale(record, request, parts.time_ms, limits):
+        return Parked("stale_id", stale, request.id, request.tenant)
+    try:
+        check_request(request, limits)
+    except Refusal as refusal:
+        return Parked(
+            "invalid_request",
+            refusal.message,
+            request.id,
+            request.tenant,
+            parts.reply_partition,
+            refusal.info(),
+        )
+    return request
+
+
+def _undecodable(record: Record, detail: str, reply_partitions: int) -> Parked:
+    """The headers may still say whose request it was, so that the client need not wait."""
+    request_id = header_text(record.headers, REQUEST_ID)
+    tenant = header_text(record.headers, TENANT)
+    if request_id is None or tenant is None:
+        return Parked("undecodable", detail)
+    try:
+        parts = parse_request_id(request_id)
+    except ValueError:
+        return Parked("undecodable", detail)
+    if parts.reply_partition >= reply_partitions:
+        return Parked("undecodable", detail, request_id, tenant)
+    error = ErrorInfo(code="undecodable", message=f"The request record cannot be read: {detail}")
+    return Parked("undecodable", detail, request_id, tenant, parts.reply_partition, error)
+
+
+def _stale(record: Record, request: Request, id_ms: int, limits: Limits) -> str | None:
+    """Its id may have ended long ago, or lies in the future: nobody could find its answer."""
+    if id_ms > record.time_ms + limits.clock_skew_seconds * 1000:
+        return "the id's time lies in the future of the record"
+    budget_s = min(request.deadlines.total_seconds, limits.reply_retention_seconds / 2)
+    if request.tier != "batch":
+        budget_s = min(budget_s, limits.total_seconds)
+    if record.time_ms > id_ms + budget_s * 1000:
+        return "the record was appended later after its id's time than its total deadline"
+    return None
+
+
+def is_late_copy(record: Record, request: Request, limits: Limits) -> bool:
+    """True for a record that may be a second publication: the log must be asked before it runs."""
+    id_ms = parse_request_id(request.id).time_ms
+    return record.time_ms - id_ms > limits.claim_lease_seconds * 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a record lies, under which epoch, and when it was picked up."""
+
+    q: str
+    offset: int
+    epoch: int
+    append_ms: int
+    now_s: float
+    age_s: float
+
+
+def make_work(request: Request, place: Place, handle: Handle, limits: Limits) -> Work:
+    """Work with its deadlines: budgets from the append time plus monotonic time since."""
+    deadlines = request.deadlines
+    appended_s = place.now_s - place.age_s
+    batch = request.tier == "batch"
+    total_s = min(
+        deadlines.total_seconds, limits.batch_total_seconds if batch else limits.total_seconds
+    )
+    start_s = total_s if batch else min(deadlines.start_seconds, limits.start_seconds)
+    return Work(
+        request=request,
+        q=place.q,
+        offset=place.offset,
+        epoch=place.epoch,
+        reply_partition=parse_request_id(request.id).reply_partition,
+        handle=handle,
+        append_ms=place.append_ms,
+        arrived_s=place.now_s,
+        start_by_s=appended_s + start_s,
+        end_by_s=min(appended_s + total_s, place.now_s + limits.reply_retention_seconds / 2),
+    )
+
+
+def apply_verdict(work: Work, verdict: Verdict) -> ErrorInfo | Done | None:
+    """Prepares a suspect as the fold says. Returns Done to complete it, an error to end it so."""
+    work.suspect = True
+    if isinstance(verdict, Done):
+        return verdict
+    work.starts = verdict.starts
+    if isinstance(verdict, Interrupt):
+        work.counts = list(verdict.counts)
+        return ErrorInfo(
+            code="interrupted",
+            message=f"The answer was cut off and cannot be continued ({verdict.reason}); retry it.",
+        )
+    work.spoken = verdict.spoken
+    if isinstance(verdict, Resume):
+        work.resume = verdict.logged
+    return None
+
+

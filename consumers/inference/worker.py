@@ -1,0 +1,320 @@
+"""The interpreter of the scheduler's commands: one engine, one mouth, four tiers.
+
+Everything here runs on one event loop. Decisions are `core.scheduler`'s; this class decodes what
+arrives, carries commands out, and feeds results back.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+
+from core.limits import Limits
+from core.recovery import Done
+from core.runs import Report, Run
+from core.scheduler import (
+    AbortOnEngine,
+    Arrived,
+    CancelRequested,
+    Command,
+    CompleteOffset,
+    Draining,
+    Dropped,
+    EndWork,
+    EngineReported,
+    Event,
+    Phase,
+    PublishReply,
+    Scheduler,
+    StartOnEngine,
+    Tick,
+    Work,
+)
+from schemas.replies import AnyTerminal, ErrorInfo, Failed, Finished, Released
+from schemas.requests import Tier
+from topics.ports import Record
+
+from consumers.inference.accounts import Accounts
+from consumers.inference.engine.ports import Engine
+from consumers.inference.intake import (
+    Parked,
+    Place,
+    apply_verdict,
+    is_late_copy,
+    make_work,
+    read_request,
+)
+from consumers.inference.late_copies import LateCopies
+from consumers.inference.measures import Measures
+from consumers.inference.ownership import Owned
+from consumers.inference.replies import ReplyWriter, Speech
+from consumers.inference.tier import TierConsumer
+
+TICK_SECONDS = 0.1
+
+_log = logging.getLogger(__name__)
+
+
+class Worker:
+    """Host of the tiers (see `consumers.inference.tier.Host`) and owner of the scheduler."""
+
+    def __init__(
+        self,
+        worker_id: str,
+        engine: Engine,
+        writer: ReplyWriter,
+        accounts: Accounts,
+        late_copies: LateCopies,
+        measures: Measures,
+        limits: Limits,
+    ) -> None:
+        self.engine = engine
+        self.scheduler = Scheduler(
+            worker_id,
+            engine.slots,
+            cancelled_max=limits.cancelled_ids,
+            run_seconds=limits.reply_retention_seconds / 2,
+        )
+        self.tiers: dict[Tier, TierConsumer] = {}
+        self.reply_partitions = 0
+        self.tokens_out = 0
+        self._writer = writer
+        self._accounts = accounts
+        self._late_copies = late_copies
+        self._measures = measures
+        self._limits = limits
+        self._speeches: dict[Work, Speech] = {}
+        self._rooms_wanted = False
+        self._loop = asyncio.get_running_loop()
+
+    # --- what the tiers ask
+
+    def room(self, tier: Tier) -> int:
+        """How many more records of the tier may be picked up now."""
+        if self._accounts.full or self._writer.broken:
+            return 0
+        room = self._limits.waiting_requests - self.scheduler.waiting(tier)
+        self._rooms_wanted = self._rooms_wanted or room <= 0
+        return room
+
+    def count(self, what: str, reason: str = "") -> None:
+        """Counts something that happened to a tier."""
+        self._measures.count(what, reason)
+
+    def drop(self, qs: frozenset[str]) -> None:
+        """Forgets all work of these request partitions."""
+        self._do(Dropped(qs))
+        for work in [work for work in self._speeches if work.q in qs]:
+            del self._speeches[work]
+
+    def pick_up(self, tier: TierConsumer, owned: Owned, record: Record) -> None:
+        """Tracks the record and finds out what it is."""
+        handle = owned.tracker.track(record.offset)
+        found = read_request(record, self.reply_partitions, self._limits)
+        place = Place(
+            str(owned.q),
+            record.offset,
+            owned.epoch,
+            record.time_ms,
+            self._loop.time(),
+            self._accounts.age_seconds(record.time_ms),
+        )
+        if isinstance(found, Parked):
+            self._park(record, found, place, handle.complete)
+            return
+        work = make_work(found, place, handle, self._limits)
+        if record.offset < owned.suspect_end:
+            verdict = owned.verdict(work.key, record.offset, work.reply_partition, found.body)
+            outcome = apply_verdict(work, verdict)
+            if isinstance(outcome, Done):
+                self._said_already(work, outcome)
+            elif outcome is not None:
+                self._fail(work, outcome)
+            else:
+                self._measures.suspect(work)
+                self._do(Arrived(work))
+        elif is_late_copy(record, found, self._limits):
+            self._measures.count("late_copy", "")
+            self._late_copies.ask(work, self._late_copy_judged)
+        else:
+            self._do(Arrived(work))
+
+    def _late_copy_judged(self, work: Work, verdict: str) -> None:
+        """`run`, `done` (it was said already) or `expired` (the log no longer knows)."""
+        if not self._owns(work):
+            return
+        if verdict == "done":
+            work.handle.complete()
+        elif verdict == "expired":
+            error = ErrorInfo(code="result_expired", message="The request's past is off the log.")
+            self._fail(work, error)
+        else:
+            self._do(Arrived(work))
+
+    def _owns(self, work: Work) -> bool:
+        tier = self.tiers[work.request.tier]
+        return any(str(q) == work.q and it.epoch == work.epoch for q, it in tier.owned.items())
+
+    def _said_already(self, work: Work, done: Done) -> None:
+        """Its terminal is on the log: only the usage may be missing."""
+        self._measures.count("suspect", "done")
+        terminal = done.terminal
+        if terminal is None:
+            work.handle.complete()
+            return
+        work.counts = list(terminal.counts)
+        prompt, cached = 0, 0
+        if isinstance(terminal, Finished):
+            prompt, cached = terminal.usage.prompt_tokens, terminal.usage.cached_tokens
+        self._accounts.usage(work, terminal, prompt, cached, work.handle.complete)
+
+    def _park(self, record: Record, parked: Parked, place: Place, complete: Callable[[], None]) -> None:
+        """A dead letter, and `Failed` for the client where the record says who that is."""
+        self._measures.count("dead_letter", parked.reason)
+        _log.warning(
+            "%s offset %s parked: %s", place.q, place.offset, parked.reason,
+            extra={"request_id": parked.request_id},
+        )
+        open_acks = 1
+
+        def acknowledged() -> None:
+            nonlocal open_acks
+            open_acks -= 1
+            if not open_acks:
+                complete()
+
+        if parked.error and parked.request_id and parked.tenant and parked.reply_partition is not None:
+            open_acks = 2
+            speech = Speech()
+            event = Failed(
+                id=parked.request_id,
+                tenant=parked.tenant,
+                q=place.q,
+                offset=place.offset,
+                epoch=place.epoch,
+                counts=(),
+                error=parked.error,
+            )
+            self._writer.say(parked.reply_partition, speech, event)
+            speech.when_silent(acknowledged)
+        self._accounts.dead_letter(record, parked, acknowledged)
+
+    # --- the scheduler's world
+
+    def on_reports(self, reports: Sequence[Report]) -> None:
+        """All reports of one engine step."""
+        self._do(EngineReported(reports))
+
+    def on_cancel(self, tenant: str, request_id: str) -> None:
+        """A cancel from `control`."""
+        self._do(CancelRequested(tenant, request_id))
+
+    async def tick(self) -> None:
+        """Looks at the deadlines, for ever."""
+        while True:
+            await asyncio.sleep(TICK_SECONDS)
+            self._do(Tick())
+            self._measures.gauges(self.scheduler, self.engine)
+
+    def _fail(self, work: Work, error: ErrorInfo) -> None:
+        self._carry_out(self.scheduler.fail(work, error))
+
+    def _do(self, event: Event) -> None:
+        self._carry_out(self.scheduler.handle(event, self._loop.time()))
+        if self._rooms_wanted and any(self.room(tier) > 0 for tier in self.tiers):
+            self._rooms_wanted = False
+            for consumer in self.tiers.values():
+                consumer.room_made.set()
+
+    def _carry_out(self, commands: Sequence[Command]) -> None:
+        for command in commands:
+            match command:
+                case PublishReply(work, event):
+                    self.tokens_out += self._measures.tokens(event)
+                    self._writer.say(work.reply_partition, self._speech(work), event)
+                case StartOnEngine(work, run, _, awaited):
+                    self._start(command, work, run, awaited)
+                case EndWork(work, event, prompt_tokens, cached_tokens):
+                    self._end(work, event, prompt_tokens, cached_tokens)
+                case AbortOnEngine(run_id):
+                    self.engine.abort(run_id)
+                case CompleteOffset(handle):
+                    handle.complete()
+
+    def _speech(self, work: Work) -> Speech:
+        speech = self._speeches.get(work)
+        if speech is None:
+            speech = self._speeches[work] = Speech(on_too_large=lambda: self._too_large(work))
+        return speech
+
+    def _too_large(self, work: Work) -> None:
+        """One event alone is too large for a record, so what follows it can never be accepted.
+
+        Its terminal would count tokens that no reader has: the epoch ends, the log is folded again,
+        and the deadline ends the request if it happens again.
+        """
+        self._measures.count("event_too_large", "")
+        self.tiers[work.request.tier].end_epochs("an event was too large for a record")
+
+    def _start(self, command: StartOnEngine, work: Work, run: Run, awaited: bool) -> None:
+        partition = work.reply_partition
+        if work.handle.spoken_at is None:
+            work.handle.spoken_at = (partition, self._writer.acknowledged.get(partition, 0))
+        speech = self._speech(work)
+        self._measures.started(work)
+        self._writer.say(partition, speech, command.started)
+        if awaited:
+            # so that each start of what may be poison is counted, even if it kills us
+            speech.when_silent(lambda: self._submit_if_running(work, run))
+        else:
+            self.engine.submit(run)
+
+    def _submit_if_running(self, work: Work, run: Run) -> None:
+        if work.phase is Phase.RUNNING and work.run_id == run.run_id:
+            self.engine.submit(run)
+
+    def _end(self, work: Work, event: AnyTerminal, prompt_tokens: int, cached_tokens: int) -> None:
+        """Complete when every event of it, and its usage, is acknowledged."""
+        speech = self._speech(work)
+        del self._speeches[work]
+        self._measures.ended(work, event, prompt_tokens)
+        self._writer.say(work.reply_partition, speech, event)
+        if self._writer.broken:
+            return
+        open_acks = 2
+
+        def acknowledged() -> None:
+            nonlocal open_acks
+            open_acks -= 1
+            if not open_acks:
+                work.handle.complete()
+                for follower in work.followers:
+                    follower.complete()
+
+        speech.when_silent(acknowledged)
+        self._accounts.usage(work, event, prompt_tokens, cached_tokens, acknowledged)
+
+    # --- failures and the end
+
+    def publish_failed(self) -> None:
+        """A publish is in doubt: every epoch ends, memory is dropped, the log alone is trusted."""
+        for tier in self.tiers.values():
+            tier.end_epochs("a publish failed or is in doubt")
+
+    async def drain(self, timeout_seconds: float) -> None:
+        """Finishes what runs, bounded; hands over the rest with `Released`."""
+        for tier in self.tiers.values():
+            tier.stop_reading()
+        self._do(Draining())
+        deadline_s = self._loop.time() + timeout_seconds
+        while self.scheduler.running and self._loop.time() < deadline_s:
+            await asyncio.sleep(0.02)
+        for work in [work for work in self.scheduler.works() if work.phase is Phase.RUNNING]:
+            self.engine.abort(work.run_id)
+            event = Released(
+                id=work.request.id,
+                tenant=work.request.tenant,
+                q=work.q,
+                offset=work.offset,
+                epoch=work.epoch,
+            )
+            self._writer.say(work.reply_partition, self._speech(work), event)
