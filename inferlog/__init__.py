@@ -1,0 +1,1 @@
+"""The `inferlog` command: what operators type."""
