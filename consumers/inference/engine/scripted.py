@@ -8,27 +8,23 @@ string ends it. Prompt tokens are the prompt's words. Every choice of a request 
 """
 
 import asyncio
-import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from hashlib import sha256
 
 from consumers.inference.engine.ports import (
     EngineDied,
-    Logged,
     ModelInfo,
-    Output,
     Report,
     ReportHandler,
     Run,
     RunEnded,
 )
-from core.text import StopScanner
-from schemas.replies import ErrorInfo, FinishReason, TokenLogprob
-from schemas.requests import Body
+from consumers.inference.engine.scripted_stream import Stream
+from schemas.replies import ErrorInfo
 
-TOKENS_DEFAULT = 16
+ALL = 1 << 62
+_EARLY_S = 0.001  # a timer may fire up to the resolution of its clock too early
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,15 +32,15 @@ class ScriptedOptions:
     """`fail` may be given several times; each entry is one of:
 
     - `die_after:N`: the engine dies in place of its N-th step (counted from 1);
-    - `die_on:SUBSTRING`: it dies in the first step of a run whose prompt contains SUBSTRING;
-    - `error:SUBSTRING`: such a run ends with `engine_failed`;
-    - `stall:SUBSTRING`: such a run holds its slot and never says anything.
+    - `die_on:TEXT`: it dies in the first step of a run whose prompt contains TEXT;
+    - `error:TEXT`: such a run ends with `engine_failed`;
+    - `stall:TEXT`: such a run holds its slot and never says anything.
     """
 
     tokens_per_second: float = 0.0
     """Of each stream; 0: the whole answer in one step, as soon as it may begin."""
     ttft_ms: float = 0.0
-    """From the start of a run to its first token."""
+    """From the moment a run has a slot to its first token."""
     slots: int = 64
     """Runs at once; more wait in order."""
     context_tokens: int = 131_072
@@ -62,102 +58,13 @@ class ScriptedOptions:
                 raise ValueError(
                     f"fail={entry}: use die_after:N, die_on:TEXT, error:TEXT or stall:TEXT"
                 )
-            if kind == "die_after" and not (value.isdigit() and int(value) > 0):
+            if kind == "die_after" and not (value.isdecimal() and int(value) > 0):
                 raise ValueError(f"fail={entry}: N must be a number from 1")
 
-
-def prompt_text(body: Body) -> str:
-    """What the tokens of a scripted answer are derived from."""
-    if body.messages is not None:
-        return "\n".join(message.content for message in body.messages)
-    return body.prompt or ""
-
-
-class _Choice:
-    """One choice of a run: where it is, and how it ends."""
-
-    __slots__ = ("index", "next", "scanner")
-
-    def __init__(self, index: int, start: int, scanner: StopScanner | None) -> None:
-        self.index = index
-        self.next = start
-        self.scanner = scanner
-
-
-class _Stream:
-    """One run in a slot."""
-
-    __slots__ = (
-        "choices",
-        "end",
-        "first_at_s",
-        "logprobs",
-        "prefix",
-        "prompt",
-        "prompt_tokens",
-        "run_id",
-        "started",
-    )
-
-    def __init__(self, run: Run) -> None:
-        body = run.body
-        self.run_id = run.run_id
-        self.prompt = prompt_text(body)
-        self.prompt_tokens = len(self.prompt.split())
-        self.prefix = sha256(self.prompt.encode("utf-8", "replace")).hexdigest()[:6]
-        self.end = TOKENS_DEFAULT if body.max_tokens is None else body.max_tokens
-        self.logprobs = body.logprobs
-        self.first_at_s = 0.0
-        self.started = False
-        logged = run.logged or (Logged(),) * body.n
-        self.choices: list[_Choice] = []
-        for index, choice in enumerate(logged):
-            if choice.finish_reason is not None:
-                continue  # its end was said already
-            scanner = None
-            if body.stop or choice.token_ids:
-                produced = self.text(0, len(choice.token_ids))
-                scanner = StopScanner(body.stop, produced[len(choice.text) :])
-            self.choices.append(_Choice(index, len(choice.token_ids), scanner))
-
-    def text(self, start: int, end: int) -> str:
-        """The text of tokens `start` … `end - 1`."""
-        prefix = self.prefix
-        return "".join([f"{prefix}.{i} " for i in range(start, end)])
-
-    def advance(self, choice: _Choice, tokens: int) -> tuple[int, str, FinishReason | None]:
-        """Runs up to `tokens` more tokens: the position after them, the visible text, the end."""
-        end = min(choice.next + tokens, self.end)
-        scanner = choice.scanner
-        if scanner is None:
-            return end, self.text(choice.next, end), "length" if end >= self.end else None
-        # what an earlier run left behind may already hold a stop string
-        visible, stopped = scanner.feed("")
-        position = choice.next
-        while position < end and not stopped:
-            piece, stopped = scanner.feed(self.text(position, position + 1))
-            visible += piece
-            position += 1
-        if stopped:
-            return position, visible, "stop"
-        if position >= self.end:
-            return position, visible + scanner.feed("", final=True)[0], "length"
-        return position, visible, None
-
-    def token_logprobs(self, start: int, end: int) -> tuple[TokenLogprob, ...] | None:
-        """Made up, but of the right shape: the chosen token first, then ever less likely ones."""
-        if self.logprobs is None:
-            return None
-        found: list[TokenLogprob] = []
-        for i in range(start, end):
-            token = f"{self.prefix}.{i} "
-            top = [(token, -0.1)] + [(f"alternative.{k} ", -2.0 - k) for k in range(1, self.logprobs)]
-            found.append(TokenLogprob(token=token, logprob=-0.1, top=tuple(top[: self.logprobs])))
-        return tuple(found)
-
-
-def _never(_: object) -> None:
-    """Stands in for the handlers before `start`."""
+    def failing(self, kind: str) -> tuple[str, ...]:
+        """The values of all `fail` entries of this kind."""
+        split = [entry.partition(":") for entry in self.fail]
+        return tuple(value for name, _, value in split if name == kind)
 
 
 class ScriptedEngine:
@@ -167,21 +74,25 @@ class ScriptedEngine:
         self.options = options or ScriptedOptions()
         self.models = (ModelInfo(model, self.options.context_tokens),)
         self.slots = self.options.slots
-        self._streams: dict[int, _Stream] = {}
-        self._stalled: dict[int, _Stream] = {}
+        self._streams: dict[int, Stream] = {}
+        self._stalled: dict[int, Stream] = {}
         # bounded by the caller, who starts hardly more runs than there are slots
-        self._waiting: deque[_Stream] = deque()
+        self._waiting: deque[Stream] = deque()
         self._refused: list[RunEnded] = []
-        self._on_reports: ReportHandler = _never
-        self._on_death: Callable[[EngineDied], None] = _never
+        self._on_reports: ReportHandler | None = None
+        self._on_death: Callable[[EngineDied], None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.Handle | None = None
         pace = self.options.tokens_per_second
         self._interval_s = 1.0 / pace if pace else 0.0
+        self._planned_s = 0.0
         self._next_step_s = 0.0
         self._steps = 0
         self._step_seconds: float | None = None
-        self._fail = Failures(self.options.fail)
+        self._die_after = min(map(int, self.options.failing("die_after")), default=0)
+        self._die_on = self.options.failing("die_on")
+        self._error_on = self.options.failing("error")
+        self._stall_on = self.options.failing("stall")
 
     async def start(self, on_reports: ReportHandler, on_death: Callable[[EngineDied], None]) -> None:
         """Nothing is loaded: ready at once."""
@@ -193,10 +104,10 @@ class ScriptedEngine:
         """Takes a run; its first report comes no earlier than the loop's next turn."""
         if self._loop is None:
             return  # died or stopped: whoever started the run was told, or no longer listens
-        stream = _Stream(run)
+        stream = Stream(run)
         error = self._refusal(run, stream)
         if error is not None:
-            self._refused.append(RunEnded(run.run_id, stream.prompt_tokens, 0, error))
+            self._refused.append(RunEnded(run.run_id, stream.words, 0, error))
         else:
             self._waiting.append(stream)
             self._fill(self._loop.time())
@@ -231,7 +142,7 @@ class ScriptedEngine:
         self._waiting.clear()
         self._refused.clear()
 
-    def _refusal(self, run: Run, stream: _Stream) -> ErrorInfo | None:
+    def _refusal(self, run: Run, stream: Stream) -> ErrorInfo | None:
         model = self.models[0]
         if run.model != model.name:
             message = f"This engine serves {model.name!r}, not the model that was asked for."
@@ -239,15 +150,15 @@ class ScriptedEngine:
         if run.body.response_format is not None:
             message = "The scripted engine cannot follow a response_format; leave it out."
             return ErrorInfo(code="unsupported_parameter", message=message, param="response_format")
-        needed = stream.prompt_tokens + stream.end
+        needed = stream.words + stream.end
         if needed > model.context_tokens:
             message = (
                 f"The context of {model.name!r} is {model.context_tokens} tokens; this request "
-                f"needs {needed}: {stream.prompt_tokens} in the prompt and {stream.end} for the "
+                f"needs {needed}: {stream.words} in the prompt and {stream.end} for the "
                 "answer. Shorten the prompt or lower max_tokens."
             )
             return ErrorInfo(code="context_length_exceeded", message=message)
-        if self._fail.errors(stream.prompt):
+        if any(text in stream.prompt for text in self._error_on):
             return ErrorInfo(code="engine_failed", message="The engine failed on this request.")
         return None
 
@@ -256,8 +167,8 @@ class ScriptedEngine:
         while self._waiting and len(self._streams) + len(self._stalled) < self.slots:
             stream = self._waiting.popleft()
             stream.first_at_s = now_s + self.options.ttft_ms / 1000
-            into = self._stalled if self._fail.stalls(stream.prompt) else self._streams
-            into[stream.run_id] = stream
+            stalls = any(text in stream.prompt for text in self._stall_on)
+            (self._stalled if stalls else self._streams)[stream.run_id] = stream
 
     def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
         """Plans the next step, unless one is planned: runs of one loop turn share a step."""
@@ -265,48 +176,50 @@ class ScriptedEngine:
             if not self._refused:
                 return
             self._timer.cancel()  # a refusal is said at once
+            self._timer = None
         if self._refused or (self._streams and not (self._interval_s or self.options.ttft_ms)):
+            self._planned_s = loop.time()
             self._timer = loop.call_soon(self._step, loop)
         elif self._streams:
             first_at_s = min(stream.first_at_s for stream in self._streams.values())
-            self._timer = loop.call_at(max(self._next_step_s, first_at_s), self._step, loop)
-        else:
-            self._timer = None
+            self._planned_s = max(self._next_step_s, first_at_s)
+            self._timer = loop.call_at(self._planned_s, self._step, loop)
 
     def _step(self, loop: asyncio.AbstractEventLoop) -> None:
         self._timer = None
-        now_s = loop.time()
+        began_s = loop.time()
         reports: list[Report] = [*self._refused]
         self._refused.clear()
-        tokens = self._tokens_due(now_s)
-        # a timer may fire up to the clock's resolution too early
-        ready = [s for s in self._streams.values() if s.first_at_s <= now_s + 0.001]
+        tokens = self._tokens_due(began_s)
+        ready = [s for s in self._streams.values() if s.first_at_s <= began_s + _EARLY_S]
         if tokens and ready:
             self._steps += 1
-            if self._fail.dies(self._steps, ready):
-                self._die()
+            if self._dies(ready):
+                self._end()
+                if self._on_death is not None:
+                    self._on_death(EngineDied("the scripted engine died, as its options say"))
                 return
             for stream in ready:
                 if stream.advance(tokens, reports):
                     del self._streams[stream.run_id]
+            now_s = loop.time()
+            self._step_seconds = now_s - began_s
             self._fill(now_s)
-            self._step_seconds = loop.time() - now_s
         self._schedule(loop)
-        if reports:
+        if reports and self._on_reports is not None:
             self._on_reports(reports)
 
     def _tokens_due(self, now_s: float) -> int:
         """How many tokens each stream gets now; more than one if the loop was late."""
         if not self._interval_s:
             return ALL
-        if now_s < self._next_step_s - 0.001:
+        if now_s < self._next_step_s - _EARLY_S:
             return 0  # woken for a refusal only
-        late_s = now_s - self._next_step_s
-        # after an idle time there is nothing to catch up with
-        tokens = 1 + int(late_s / self._interval_s) if late_s < 1.0 else 1
-        self._next_step_s = max(self._next_step_s + tokens * self._interval_s, now_s)
+        tokens = 1 + max(0, int((now_s - self._planned_s) / self._interval_s))
+        self._next_step_s = self._planned_s + tokens * self._interval_s
         return tokens
 
-    def _die(self) -> None:
-        self._end()
-        self._on_death(EngineDied("the scripted engine died, as its options say"))
+    def _dies(self, ready: list[Stream]) -> bool:
+        if self._steps == self._die_after:
+            return True
+        return any(text in stream.prompt for text in self._die_on for stream in ready)
