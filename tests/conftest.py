@@ -1,0 +1,44 @@
+"""The real parts, each started once for the whole session."""
+
+import importlib.util
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from inferlog.model_download import model_dir
+from topics.broker import LocalCluster
+from topics.kafka_download import libs_dir
+
+
+@pytest.fixture(scope="session")
+def kafka_libs() -> Path:
+    """The folder of Kafka's jars."""
+    libs = libs_dir()
+    if libs is None:
+        pytest.skip("Kafka's files are not in the cache: `make setup` fetches them")
+    return libs
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def kafka_bootstrap(
+    kafka_libs: Path, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[str]:
+    """The address of one local broker, shared by all tests: each makes topics of its own."""
+    cluster = LocalCluster(tmp_path_factory.mktemp("kafka"), libs=kafka_libs)
+    try:
+        yield await cluster.start()
+    finally:
+        await cluster.stop()
+
+
+@pytest.fixture(scope="session")
+def vllm_model_dir() -> Path:
+    """The small real model's folder, where vLLM can run it."""
+    if importlib.util.find_spec("vllm") is None:
+        pytest.skip("vLLM is not installed: `make setup ENGINE=vllm`")
+    folder = model_dir()
+    if folder is None:
+        pytest.skip("the model is not in the cache: `make setup ENGINE=vllm` makes it")
+    return folder
