@@ -6,7 +6,7 @@ arrives, carries commands out, and feeds results back.
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from core.limits import Limits
 from core.recovery import Done
@@ -77,6 +77,7 @@ class Worker:
         self.tiers: dict[Tier, TierConsumer] = {}
         self.reply_partitions = 0
         self.tokens_out = 0
+        self.cover: Callable[[int], Awaitable[None]] | None = None
         self._writer = writer
         self._accounts = accounts
         self._late_copies = late_copies
@@ -99,6 +100,11 @@ class Worker:
     def count(self, what: str, reason: str = "") -> None:
         """Counts something that happened to a tier."""
         self._measures.count(what, reason)
+
+    async def cover_cancels(self, since_ms: int) -> None:
+        """Makes sure that cancels appended since then are known."""
+        if self.cover is not None:
+            await self.cover(since_ms)
 
     def drop(self, qs: frozenset[str]) -> None:
         """Forgets all work of these request partitions."""
