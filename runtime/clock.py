@@ -1,29 +1,78 @@
-"""Time as the broker sees it: append times are the only clock that all processes share."""
+"""Clocks: monotonic seconds for how long, wall milliseconds for when, and the broker's time."""
 
 import time
+from typing import Protocol
+
+_DRIFT_MS_PER_SECOND = 0.2
+"""How fast an old estimate loses to a new one: twice what a bad quartz does."""
 
 
-class BrokerClock:
-    """Estimates the broker's wall clock from the append times of our own records.
+class Clock(Protocol):
+    """What time it is."""
 
-    An append time lies between sending and the ack, so each ack gives a window for the difference
-    of the clocks; the narrowest window seen of late decides. Without any, our own clock stands in.
+    def monotonic_s(self) -> float:
+        """Seconds that only ever rise; only differences mean something."""
+        ...
+
+    def wall_ms(self) -> int:
+        """Milliseconds since 1970."""
+        ...
+
+
+class SystemClock:
+    """The machine's clocks. `wall_ms` is the wall time at the start, moved on by the monotonic clock.
+
+    So a wall clock that is set while the process runs changes no deadline and no id.
     """
 
     def __init__(self) -> None:
-        self._difference_ms = 0.0
-        self._width_ms = float("inf")
-        self._measured_s = float("-inf")
+        self._anchor_ms = time.time() * 1000 - time.monotonic() * 1000
 
-    def observe(self, append_ms: int, sent_ms: float, acked_ms: float) -> None:
-        """Takes an append time with our own wall clock before and after."""
-        width = acked_ms - sent_ms
-        now_s = time.monotonic()
-        if width >= 0 and (width <= self._width_ms or now_s - self._measured_s > 60.0):
-            self._difference_ms = append_ms - (sent_ms + acked_ms) / 2
-            self._width_ms = width
-            self._measured_s = now_s
+    def monotonic_s(self) -> float:
+        """Seconds that only ever rise."""
+        return time.monotonic()
 
-    def now_ms(self) -> float:
-        """Milliseconds since the epoch by the broker's clock, as well as we know."""
-        return time.time() * 1000 + self._difference_ms
+    def wall_ms(self) -> int:
+        """Milliseconds since 1970, never stepping back."""
+        return int(self._anchor_ms + time.monotonic() * 1000)
+
+
+class BrokerClock:
+    """The broker's wall time, told from the append times of acknowledged records.
+
+    A record was appended between its sending and its ack, so the narrowest such span says best how
+    far the broker's clock is from ours. Before the first observation our own clock stands in.
+    """
+
+    def __init__(self, clock: Clock | None = None) -> None:
+        self._clock = clock or SystemClock()
+        self._offset_ms = 0.0
+        self._error_ms = float("inf")
+        self._observed_s = 0.0
+
+    def wall_ms(self) -> int:
+        """Our own clock, for `sent_wall_ms` and `acked_wall_ms`."""
+        return self._clock.wall_ms()
+
+    def observe(self, append_time_ms: int, sent_wall_ms: float, acked_wall_ms: float) -> None:
+        """One acknowledged append; the two wall times are readings of our clock around it."""
+        if append_time_ms < 0 or acked_wall_ms < sent_wall_ms:
+            return
+        offset_ms = append_time_ms - (sent_wall_ms + acked_wall_ms) / 2
+        # both clocks tell whole milliseconds
+        error_ms = (acked_wall_ms - sent_wall_ms) / 2 + 1.0
+        now_s = self._clock.monotonic_s()
+        aged_ms = self._error_ms + (now_s - self._observed_s) * _DRIFT_MS_PER_SECOND
+        # what the old estimate cannot explain means that a clock was set: the new one counts
+        contradicts = abs(offset_ms - self._offset_ms) > error_ms + aged_ms
+        if error_ms <= aged_ms or contradicts:
+            self._offset_ms, self._error_ms, self._observed_s = offset_ms, error_ms, now_s
+
+    @property
+    def offset_ms(self) -> float:
+        """Broker time minus our own."""
+        return self._offset_ms
+
+    def now_ms(self) -> int:
+        """Milliseconds since 1970 on the broker's clock."""
+        return int(self._clock.wall_ms() + self._offset_ms)

@@ -1,65 +1,201 @@
-"""Every metric, declared once. Names carry their unit; buckets fit what they measure."""
+"""Every metric, declared once. A `Metrics` belongs to one process (or one test), with its registry.
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+Names carry their units; labels have few values (a tier, a reason from a fixed list), never an id.
+"""
 
-_FAST_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
-_LONG_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+import asyncio
+from collections.abc import Callable
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    GCCollector,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+)
+
+_MS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+_WAITS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 600.0)
+_TOKEN = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5)
+_COUNTS = (1.0, 4.0, 16.0, 64.0, 256.0, 1024.0, 4096.0, 16384.0, 65536.0, 131072.0)
+
+LAG_INTERVAL_SECONDS = 0.5
 
 
 class Metrics:
-    """The metrics of one process, in a registry of their own, so that tests do not clash."""
+    """The whole table. Which process fills which part is said at each group."""
 
-    def __init__(self) -> None:
-        self.registry = registry = CollectorRegistry()
+    def __init__(self, registry: CollectorRegistry | None = None, *, process: bool = False) -> None:
+        """With `process`, memory, CPU and garbage collection of the process are told as well."""
+        self.registry = registry if registry is not None else CollectorRegistry()
+        if process:
+            ProcessCollector(registry=self.registry)
+            PlatformCollector(registry=self.registry)
+            GCCollector(registry=self.registry)
+        self._declare_process()
+        self._declare_api()
+        self._declare_worker()
+        self._declare_ownership()
+        self._declare_log()
 
-        def counter(name: str, text: str, *labels: str) -> Counter:
-            return Counter(f"inferlog_{name}", text, labels, registry=registry)
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"inferlog_{name}", text, labels, registry=self.registry)
 
-        def gauge(name: str, text: str, *labels: str) -> Gauge:
-            return Gauge(f"inferlog_{name}", text, labels, registry=registry)
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(f"inferlog_{name}", text, labels, registry=self.registry)
 
-        def seconds(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
-            full = f"inferlog_{name}_seconds"
-            return Histogram(full, text, labels, buckets=buckets, registry=registry)
+    def _histogram(
+        self, name: str, text: str, *labels: str, buckets: tuple[float, ...] = _WAITS
+    ) -> Histogram:
+        return Histogram(f"inferlog_{name}", text, labels, buckets=buckets, registry=self.registry)
 
-        # the API
-        self.accepted = counter("requests_accepted_total", "Requests durably accepted", "tier")
-        self.refused = counter("requests_refused_total", "Requests refused, by error code", "code")
-        self.claims = counter("claims_total", "Idempotency claims, by outcome", "outcome")
-        self.open_streams = gauge("open_streams", "Answers that clients wait for")
-        self.mailbox_drops = counter(
-            "mailbox_drops_total", "Mailboxes dropped: reads on from the log"
+    def _declare_process(self) -> None:
+        """Every process."""
+        self.build_info = self._gauge(
+            "build_info", "1, for the version it names", "version", "process"
         )
-        self.end_to_end = seconds("end_to_end", "Accepted to answered", _LONG_SECONDS, "tier")
-        # the worker
-        self.queue_depth = gauge("queue_depth", "Records not yet committed (lag)", "tier")
-        self.oldest_age = gauge(
-            "queue_oldest_age_seconds", "Age of the oldest waiting request", "tier"
+        self.event_loop_lag_seconds = self._histogram(
+            "event_loop_lag_seconds", "How much too late the event loop woke a timer", buckets=_MS
         )
-        self.queue_wait = seconds("queue_wait", "Append to first start", _LONG_SECONDS, "tier")
-        self.ttft = seconds("time_to_first_token", "Append to first token", _LONG_SECONDS, "tier")
-        self.per_token = seconds("time_per_output_token", "After the first", _FAST_SECONDS, "tier")
-        self.tokens_in = counter(
-            "prompt_tokens_total", "Prompt tokens of finished requests", "tier"
+        self.client_rebuilds = self._counter(
+            "client_rebuilds",
+            "Clients of the log made anew, as the old one was stuck or in doubt",
+            "client",
+            "reason",
         )
-        self.tokens_out = counter("output_tokens_total", "Tokens published", "tier")
-        self.ended = counter("requests_ended_total", "Terminals, by kind", "tier", "outcome")
-        self.running = gauge("running_requests", "Engine slots in use")
-        self.waiting = gauge("waiting_requests", "Picked up, not started")
-        self.slots = gauge("engine_slots", "Engine slots")
-        self.step = seconds("engine_step", "The latest engine step", _FAST_SECONDS)
-        self.suspects = counter(
-            "suspects_total", "Requests met at a takeover, by verdict", "verdict"
-        )
-        self.dead_letters = counter("dead_letters_total", "Records parked, by reason", "reason")
-        # the log
-        self.publish = seconds("publish", "Append to ack", _FAST_SECONDS, "topic")
-        self.rebalances = counter("rebalances_total", "Assignments taken")
-        self.commits = counter("commits_total", "Commits, by outcome", "outcome")
-        self.epochs_ended = counter("epochs_ended_total", "Ownership dropped, by reason", "reason")
-        self.log_faults = counter("log_faults_total", "Records or reads that went wrong", "kind")
 
-    def serve(self, host: str, port: int) -> int:
-        """Serves `/metrics`; port 0 takes a free one. Returns the port. Raises OSError if taken."""
-        server, _ = start_http_server(port, addr=host, registry=self.registry)
-        return int(server.server_port)
+    def _declare_api(self) -> None:
+        """API replicas."""
+        self.requests_accepted = self._counter(
+            "requests_accepted", "Requests published and acknowledged", "tier", "endpoint"
+        )
+        self.requests_refused = self._counter(
+            "requests_refused", "Requests refused before they were published", "code"
+        )
+        self.http_responses = self._counter("http_responses", "Answers", "route", "status")
+        self.accept_seconds = self._histogram(
+            "accept_seconds", "From the request's last byte to the acknowledged record", buckets=_MS
+        )
+        self.claims = self._counter(
+            "claims", "Idempotency keys: won, lost, replayed, attached, conflict, ...", "outcome"
+        )
+        self.claims_live = self._gauge("claims_live", "Claims whose life still runs")
+        self.open_streams = self._gauge("open_streams", "Answers that are being streamed now")
+        self.open_requests = self._gauge("open_requests", "Requests a client is waiting for now")
+        self.mailbox_drops = self._counter(
+            "mailbox_drops", "Readers too slow for their mailbox: they went on from the log"
+        )
+        self.log_scans = self._counter("log_scans", "Answers read back from the log", "reason")
+        self.log_scans_running = self._gauge("log_scans_running", "Such scans under way now")
+        self.replies_behind_records = self._gauge(
+            "replies_behind_records", "Reply records not yet read, over all home partitions"
+        )
+        self.cancels = self._counter(
+            "cancels", "Requests cancelled: by disconnect, request or log", "source"
+        )
+
+    def _declare_worker(self) -> None:
+        """Workers; the API fills the three times as its clients see them."""
+        self.queue_depth_requests = self._gauge(
+            "queue_depth_requests", "Request records not yet completed (lag), by tier", "tier"
+        )
+        self.queue_oldest_age_seconds = self._gauge(
+            "queue_oldest_age_seconds", "Age of the oldest request that has not started", "tier"
+        )
+        self.queue_wait_seconds = self._histogram(
+            "queue_wait_seconds", "From the append of a request to its first start", "tier"
+        )
+        self.time_to_first_token_seconds = self._histogram(
+            "time_to_first_token_seconds",
+            "Worker: from the append of a request to its first token; API: from its arrival",
+            "tier",
+        )
+        self.time_per_output_token_seconds = self._histogram(
+            "time_per_output_token_seconds",
+            "Mean time between tokens after the first, one observation a request",
+            "tier",
+            buckets=_TOKEN,
+        )
+        self.end_to_end_seconds = self._histogram(
+            "end_to_end_seconds",
+            "Worker: from the append of a request to its terminal; API: from its arrival",
+            "tier",
+        )
+        self.requests_ended = self._counter(
+            "requests_ended", "Requests by how they ended", "tier", "outcome"
+        )
+        self.tokens_in = self._counter("tokens_in", "Prompt tokens of finished requests", "tier")
+        self.tokens_cached = self._counter(
+            "tokens_cached", "Those found in the prefix cache", "tier"
+        )
+        self.tokens_out = self._counter("tokens_out", "Tokens generated", "tier")
+        self.prompt_tokens = self._histogram(
+            "prompt_tokens", "Prompt tokens per request", buckets=_COUNTS
+        )
+        self.output_tokens = self._histogram(
+            "output_tokens", "Generated tokens per request", buckets=_COUNTS
+        )
+        self.engine_slots = self._gauge("engine_slots", "Requests the engine runs at once, at most")
+        self.requests_running = self._gauge("requests_running", "Requests in the engine now")
+        self.requests_waiting = self._gauge(
+            "requests_waiting", "Requests picked up and not yet in the engine", "tier"
+        )
+        self.engine_step_seconds = self._histogram(
+            "engine_step_seconds", "How long a step of the engine takes", buckets=_TOKEN
+        )
+        self.engine_restarts = self._counter(
+            "engine_restarts", "Engines that died and were replaced"
+        )
+        self.deadlines = self._counter("deadlines", "Requests that ran into a deadline", "kind")
+        self.dead_letters = self._counter("dead_letters", "Records parked", "reason")
+
+    def _declare_ownership(self) -> None:
+        """Workers: who owns what."""
+        self.rebalances = self._counter("rebalances", "New assignments of the group", "tier")
+        self.partitions_owned = self._gauge("partitions_owned", "Request partitions owned", "tier")
+        self.takeover_seconds = self._histogram(
+            "takeover_seconds",
+            "From an assignment to reading: fences, fold of suspects",
+            buckets=_WAITS,
+        )
+        self.fences = self._counter("fences", "Epochs begun, each with its fences")
+        self.epochs_ended = self._counter(
+            "epochs_ended", "Epochs ended before their time", "reason"
+        )
+        self.suspects = self._counter(
+            "suspects", "Requests an earlier owner may have run: done, resumed, run", "outcome"
+        )
+        self.requests_resumed = self._counter("requests_resumed", "Requests continued mid-answer")
+        self.requests_interrupted = self._counter(
+            "requests_interrupted", "Requests that could not be continued faithfully"
+        )
+        self.late_copies = self._counter(
+            "late_copies", "Records appended long after their id was made", "outcome"
+        )
+        self.commits = self._counter("commits", "Commits: accepted, refused, failed", "outcome")
+
+    def _declare_log(self) -> None:
+        """API and workers: the log as they meet it."""
+        self.publish_seconds = self._histogram(
+            "publish_seconds", "From handing a record over to its ack", "topic", buckets=_MS
+        )
+        self.publish_failures = self._counter(
+            "publish_failures", "Records refused, or whose outcome is unknown", "topic", "outcome"
+        )
+        self.fetch_seconds = self._histogram(
+            "fetch_seconds", "From the append of a record to its arrival here", "topic", buckets=_MS
+        )
+        self.records_read = self._counter("records_read", "Records read", "topic")
+
+
+async def watch_loop_lag(
+    observe: Callable[[float], None], interval_seconds: float = LAG_INTERVAL_SECONDS
+) -> None:
+    """Sleeps again and again, for ever, and reports how much too late it was woken, in seconds."""
+    loop = asyncio.get_running_loop()
+    while True:
+        due_s = loop.time() + interval_seconds
+        await asyncio.sleep(interval_seconds)
+        observe(max(0.0, loop.time() - due_s))
