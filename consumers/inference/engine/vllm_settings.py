@@ -1,0 +1,102 @@
+"""From `KEY=VALUE` options to a vLLM engine: vLLM's own argument names, and our defaults.
+
+Nothing here imports vLLM before the environment is set, for vLLM and its libraries read parts of it
+while they are imported.
+"""
+
+import logging
+import os
+import sys
+import types
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+from consumers.inference.engine.options import EngineOptionError, parse_options
+
+if TYPE_CHECKING:
+    from consumers.inference.engine.vllm import VllmEngine
+
+log = logging.getLogger(__name__)
+
+CPU_SLOTS = 32
+"""Sequences at once on a CPU, where vLLM's own default is for a GPU's batches."""
+
+_BF16_FLAGS = frozenset(("avx512_bf16", "amx_bf16"))
+
+
+def make_vllm_engine(model: str, options: Sequence[str]) -> "VllmEngine":
+    """An engine for a local folder, or a model's name. Imports vLLM: seconds. Not started yet.
+
+    Raises EngineOptionError.
+    """
+    _prepare_environment(model)
+    from vllm.engine.arg_utils import AsyncEngineArgs  # noqa: PLC0415 after the environment
+    from vllm.platforms import current_platform  # noqa: PLC0415
+
+    from consumers.inference.engine.vllm import VllmEngine  # noqa: PLC0415
+
+    found = parse_options(options, _argument_types(AsyncEngineArgs))
+    for taken in ("model", "enable_log_requests"):
+        if taken in found:
+            raise EngineOptionError(f"engine option {taken!r} is not yours to set here")
+    defaults: dict[str, Any] = {
+        # recovery gives a run's prompt and tokens back; cached blocks make that cheap
+        "enable_prefix_caching": True,
+        # one more process-wide Prometheus registry that nobody reads
+        "disable_log_stats": True,
+    }
+    if current_platform.is_cpu():
+        dtype, flags = cpu_dtype(Path("/proc/cpuinfo"))
+        defaults |= {"dtype": dtype, "enforce_eager": True, "max_num_seqs": CPU_SLOTS}
+        log.info("vllm on a CPU: dtype %s (flags: %s)", found.get("dtype", dtype), flags)
+    arguments = {"model": model, **defaults, **found}
+    name = arguments.get("served_model_name") or Path(model).name
+    try:
+        return VllmEngine(AsyncEngineArgs(**arguments), _first(name))
+    except (ValueError, TypeError) as error:
+        raise EngineOptionError(f"vLLM refuses these engine options: {error}") from error
+
+
+def cpu_dtype(cpuinfo: Path) -> tuple[str, str]:
+    """The dtype for this CPU, and the flags that decided it.
+
+    Without bf16 instructions bfloat16 is emulated, at a quarter of float32's speed.
+    """
+    try:
+        found = _BF16_FLAGS.intersection(cpuinfo.read_text().split())
+    except OSError:
+        return "float32", "unknown"
+    return ("bfloat16", ", ".join(sorted(found))) if found else ("float32", "no bf16")
+
+
+def _prepare_environment(model: str) -> None:
+    """Settings that vLLM takes from nowhere else; what the operator set stays."""
+    if Path(model).is_dir():
+        # a local folder is complete; a look at the network would only delay or fail the start
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    # GiB; without it vLLM asks for nearly all of a memory node, and refuses to start
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    # a fork would copy this process's threads, sockets and event loop into the engine
+    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+
+
+def _argument_types(arguments: type) -> dict[str, Any]:
+    """Field by field: one annotation that only type checkers can resolve must not hide the rest."""
+    module = vars(sys.modules[arguments.__module__])
+    known: dict[str, Any] = {}
+    for field in fields(arguments):
+        if not field.init or field.name.startswith("_"):
+            continue
+        alone = types.SimpleNamespace(__annotations__={field.name: field.type})
+        try:
+            known[field.name] = get_type_hints(alone, globalns=module)[field.name]
+        except NameError:
+            known[field.name] = Any
+    return known
+
+
+def _first(name: str | list[str]) -> str:
+    return name if isinstance(name, str) else name[0]
