@@ -73,6 +73,6 @@ class BrokerClock:
         """Broker time minus our own."""
         return self._offset_ms
 
-    def now_ms(self) -> int:
+    def now_ms(self) -> float:
         """Milliseconds since 1970 on the broker's clock."""
-        return int(self._clock.wall_ms() + self._offset_ms)
+        return self._clock.wall_ms() + self._offset_ms

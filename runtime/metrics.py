@@ -56,7 +56,7 @@ class Metrics:
         self.build_info = self._gauge(
             "build_info", "1, for the version it names", "version", "process"
         )
-        self.event_loop_lag_seconds = self._histogram(
+        self.loop_lag = self._histogram(
             "event_loop_lag_seconds", "How much too late the event loop woke a timer", buckets=_MS
         )
         self.client_rebuilds = self._counter(
@@ -68,14 +68,14 @@ class Metrics:
 
     def _declare_api(self) -> None:
         """API replicas."""
-        self.requests_accepted = self._counter(
+        self.accepted = self._counter(
             "requests_accepted", "Requests published and acknowledged", "tier", "endpoint"
         )
-        self.requests_refused = self._counter(
+        self.refused = self._counter(
             "requests_refused", "Requests refused before they were published", "code"
         )
         self.http_responses = self._counter("http_responses", "Answers", "route", "status")
-        self.accept_seconds = self._histogram(
+        self.accept = self._histogram(
             "accept_seconds", "From the request's last byte to the acknowledged record", buckets=_MS
         )
         self.claims = self._counter(
@@ -98,32 +98,32 @@ class Metrics:
 
     def _declare_worker(self) -> None:
         """Workers; the API fills the three times as its clients see them."""
-        self.queue_depth_requests = self._gauge(
+        self.queue_depth = self._gauge(
             "queue_depth_requests", "Request records not yet completed (lag), by tier", "tier"
         )
-        self.queue_oldest_age_seconds = self._gauge(
+        self.oldest_age = self._gauge(
             "queue_oldest_age_seconds", "Age of the oldest request that has not started", "tier"
         )
-        self.queue_wait_seconds = self._histogram(
+        self.queue_wait = self._histogram(
             "queue_wait_seconds", "From the append of a request to its first start", "tier"
         )
-        self.time_to_first_token_seconds = self._histogram(
+        self.ttft = self._histogram(
             "time_to_first_token_seconds",
             "Worker: from the append of a request to its first token; API: from its arrival",
             "tier",
         )
-        self.time_per_output_token_seconds = self._histogram(
+        self.per_token = self._histogram(
             "time_per_output_token_seconds",
             "Mean time between tokens after the first, one observation a request",
             "tier",
             buckets=_TOKEN,
         )
-        self.end_to_end_seconds = self._histogram(
+        self.end_to_end = self._histogram(
             "end_to_end_seconds",
             "Worker: from the append of a request to its terminal; API: from its arrival",
             "tier",
         )
-        self.requests_ended = self._counter(
+        self.ended = self._counter(
             "requests_ended", "Requests by how they ended", "tier", "outcome"
         )
         self.tokens_in = self._counter("tokens_in", "Prompt tokens of finished requests", "tier")
@@ -137,12 +137,12 @@ class Metrics:
         self.output_tokens = self._histogram(
             "output_tokens", "Generated tokens per request", buckets=_COUNTS
         )
-        self.engine_slots = self._gauge("engine_slots", "Requests the engine runs at once, at most")
-        self.requests_running = self._gauge("requests_running", "Requests in the engine now")
-        self.requests_waiting = self._gauge(
-            "requests_waiting", "Requests picked up and not yet in the engine", "tier"
+        self.slots = self._gauge("engine_slots", "Requests the engine runs at once, at most")
+        self.running = self._gauge("requests_running", "Requests in the engine now")
+        self.waiting = self._gauge(
+            "requests_waiting", "Requests picked up and not yet in the engine"
         )
-        self.engine_step_seconds = self._histogram(
+        self.step = self._histogram(
             "engine_step_seconds", "How long a step of the engine takes", buckets=_TOKEN
         )
         self.engine_restarts = self._counter(
@@ -153,9 +153,9 @@ class Metrics:
 
     def _declare_ownership(self) -> None:
         """Workers: who owns what."""
-        self.rebalances = self._counter("rebalances", "New assignments of the group", "tier")
+        self.rebalances = self._counter("rebalances", "New assignments of the group")
         self.partitions_owned = self._gauge("partitions_owned", "Request partitions owned", "tier")
-        self.takeover_seconds = self._histogram(
+        self.takeover = self._histogram(
             "takeover_seconds",
             "From an assignment to reading: fences, fold of suspects",
             buckets=_WAITS,
@@ -165,26 +165,29 @@ class Metrics:
             "epochs_ended", "Epochs ended before their time", "reason"
         )
         self.suspects = self._counter(
-            "suspects", "Requests an earlier owner may have run: done, resumed, run", "outcome"
+            "suspects", "Requests an earlier owner may have run: done, resume, run", "verdict"
         )
-        self.requests_resumed = self._counter("requests_resumed", "Requests continued mid-answer")
-        self.requests_interrupted = self._counter(
+        self.resumed = self._counter("requests_resumed", "Requests continued mid-answer")
+        self.interrupted = self._counter(
             "requests_interrupted", "Requests that could not be continued faithfully"
         )
         self.late_copies = self._counter(
             "late_copies", "Records appended long after their id was made", "outcome"
         )
+        self.log_faults = self._counter(
+            "log_faults", "Records, reads and takeovers that went wrong, by kind", "kind"
+        )
         self.commits = self._counter("commits", "Commits: accepted, refused, failed", "outcome")
 
     def _declare_log(self) -> None:
         """API and workers: the log as they meet it."""
-        self.publish_seconds = self._histogram(
+        self.publish = self._histogram(
             "publish_seconds", "From handing a record over to its ack", "topic", buckets=_MS
         )
         self.publish_failures = self._counter(
             "publish_failures", "Records refused, or whose outcome is unknown", "topic", "outcome"
         )
-        self.fetch_seconds = self._histogram(
+        self.fetch = self._histogram(
             "fetch_seconds", "From the append of a record to its arrival here", "topic", buckets=_MS
         )
         self.records_read = self._counter("records_read", "Records read", "topic")
