@@ -52,14 +52,14 @@ mkdir -p "$cache" 2>/dev/null ||
 free_mb() { df -Pm "$1" | awk 'NR == 2 {print $4}'; }
 # Only a first set-up needs all of it.
 if [[ ! -f "$stamp" ]] && (($(free_mb .) < need_mb)); then
-    fail "$(free_mb .) MB free here, $need_mb MB needed: make room, or take ENGINE=scripted (700 MB)"
+    fail "$(free_mb .) MB free here, $need_mb MB needed: make room (ENGINE=scripted needs 700 MB)"
 fi
 if (($(free_mb "$cache") < 600)); then
     fail "$(free_mb "$cache") MB free in $cache, 600 MB needed: INFERLOG_CACHE_DIR names another place"
 fi
 
-if [[ ! -x .venv/bin/python ]] || ! .venv/bin/python -c 'import pip' 2>/dev/null; then
-    # An environment whose Python is gone, or that was moved, is made anew.
+if ! .venv/bin/python -c 'import pip' 2>/dev/null || ! grep -qF "$PWD/.venv/" .venv/bin/pip; then
+    # One whose Python is gone, or that was moved (its commands name the old place), is made anew.
     "$python" -m venv --clear .venv
 fi
 

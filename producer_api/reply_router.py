@@ -1,0 +1,133 @@
+"""One tail per replica: from the home partitions to the mailboxes of the requests made here.
+
+A request is watched before its record is published, so the reader holds its beginning; it is let go
+with its terminal, or when nobody reads. So memory is bounded by the open streams.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Sequence
+
+from core.stream import Key, Reader, is_terminal
+from runtime.metrics import Metrics
+from schemas.codec import UndecodableRecord, decode_reply
+from schemas.ids import parse_request_id
+from topics.fence_tail import FenceTail
+from topics.ports import Log, LogError, OffsetOutOfRange, Partition, Tail
+from topics.scan import REPLIES, late_reader
+
+from producer_api.streams import Mailbox
+
+_log = logging.getLogger(__name__)
+
+
+class ReplyRouter:
+    """`start`, then `watch` and `unwatch`. `reading` says whether the tail is alive."""
+
+    def __init__(
+        self, log: Log, fence_tail: FenceTail, metrics: Metrics, home: Sequence[int]
+    ) -> None:
+        self.home = tuple(home)
+        self._log = log
+        self._fence_tail = fence_tail
+        self._metrics = metrics
+        self._boxes: dict[Key, Mailbox] = {}
+        self._readers: dict[int, Reader] = {}
+        self._tail: Tail | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> "asyncio.Task[None]":
+        """Begins at the end of the home partitions; returns the loop."""
+        await self._open()
+        self._task = asyncio.create_task(self._run(), name="reply-router")
+        return self._task
+
+    @property
+    def reading(self) -> bool:
+        """True while the home partitions are being read."""
+        return self._task is not None and not self._task.done() and self._tail is not None
+
+    async def _open(self) -> None:
+        here = [Partition(REPLIES, index) for index in self.home]
+        ends = await self._log.end_offsets(here)
+        positions: dict[Partition, int] = {}
+        for partition in here:
+            begin = await late_reader(
+                self._log,
+                self._fence_tail,
+                partition.index,
+                ends[partition],
+                self._boxes.__contains__,
+            )
+            self._readers[partition.index] = begin.reader
+            positions[partition] = begin.position
+        self._tail = await self._log.tail(positions)
+
+    def watch(self, box: Mailbox) -> None:
+        """From now on the events of this request go to the box."""
+        self._boxes[box.key] = box
+
+    def unwatch(self, key: Key) -> None:
+        """Nobody reads it here any more. Idempotent."""
+        if self._boxes.pop(key, None) is not None:
+            reader = self._readers.get(parse_request_id(key[1]).reply_partition)
+            if reader is not None:
+                reader.forget(key)
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                assert self._tail is not None
+                for record in await self._tail.read(max_wait_seconds=1.0):
+                    self._feed(record.partition, record.offset, record.value)
+            except OffsetOutOfRange:
+                # away for longer than `replies` keeps: every stream reads on from the log
+                _log.error("the tail of replies fell off the log: opening it anew")
+                await self._begin_anew()
+
+    async def _begin_anew(self) -> None:
+        for box in self._boxes.values():
+            box.overflow()
+        while True:
+            try:
+                if self._tail is not None:
+                    await self._tail.close()
+                await self._open()
+                return
+            except LogError as error:
+                _log.warning("replies cannot be read yet: %s", error)
+                await asyncio.sleep(0.5)
+
+    def _feed(self, partition: int, offset: int, value: bytes | None) -> None:
+        try:
+            record = decode_reply(value)
+        except UndecodableRecord as error:
+            self._metrics.log_faults.labels("undecodable_reply").inc()
+            _log.error("undecodable record on replies/%s at %s: %s", partition, offset, error)
+            return
+        touched: dict[Key, Mailbox] = {}
+        for event in self._readers[partition].feed(record):
+            key = (event.tenant, event.id)
+            box = self._boxes.get(key)
+            if box is None:
+                continue
+            if not box.put(event):
+                self._metrics.mailbox_drops.inc()
+                self.unwatch(key)
+                continue
+            touched[key] = box
+            if is_terminal(event):
+                self.unwatch(key)
+        for box in touched.values():
+            box.wake()
+
+    async def close(self) -> None:
+        """Ends the tail."""
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+        if self._tail is not None:
+            await self._tail.close()
+            self._tail = None

@@ -1,0 +1,236 @@
+"""What a client's answer is read from: a mailbox fed by the tail, or the log itself.
+
+A mailbox is bounded. A client that falls behind loses it and reads on from the log at its own pace,
+so that a slow reader never slows a worker, and nothing is kept for it in memory.
+"""
+
+import asyncio
+from collections.abc import Callable
+
+from core.errors import InferlogError, Refusal
+from core.stream import Key, Reader, Visible, is_terminal
+from schemas.codec import UndecodableRecord, decode_reply
+from schemas.ids import parse_request_id
+from schemas.replies import Started, Tokens
+from topics.fence_tail import FenceTail
+from topics.ports import Log, LogError, Partition, Tail
+from topics.scan import REPLIES, late_reader
+
+WAIT_SLICE_SECONDS = 1.0
+
+
+class ShuttingDown(InferlogError):
+    """This replica is going away: the stream can be resumed on any other from its position."""
+
+
+class Mailbox:
+    """Events of one request as the tail accepts them."""
+
+    def __init__(self, key: Key, events_max: int, bytes_max: int) -> None:
+        self.key = key
+        self.overflowed = False
+        self.arrived = asyncio.Event()
+        self._events_max = events_max
+        self._bytes_max = bytes_max
+        self._events: list[Visible] = []
+        self._bytes = 0
+
+    def put(self, event: Visible) -> bool:
+        """Takes an event; False once the bound is passed: then the mailbox is of no more use."""
+        if not self.overflowed:
+            self._events.append(event)
+            self._bytes += 64 + (len(event.text) if isinstance(event, Tokens) else 0)
+            if len(self._events) > self._events_max or self._bytes > self._bytes_max:
+                self.overflow()
+        return not self.overflowed
+
+    def overflow(self) -> None:
+        """Gives up: whoever reads goes on from the log."""
+        self.overflowed = True
+        self._events.clear()
+        self.arrived.set()
+
+    def wake(self) -> None:
+        """Called once per batch of the tail, after its puts."""
+        self.arrived.set()
+
+    def take(self) -> list[Visible]:
+        """All that has arrived."""
+        events, self._events = self._events, []
+        self._bytes = 0
+        self.arrived.clear()
+        return events
+
+
+class Follower:
+    """Reads one request from its id's time on, through a reader that starts late."""
+
+    def __init__(self, log: Log, fence_tail: FenceTail, key: Key, skew_ms: int) -> None:
+        parts = parse_request_id(key[1])
+        self._log = log
+        self._fence_tail = fence_tail
+        self._key = key
+        self._since_ms = max(0, parts.time_ms - skew_ms)
+        self._partition = Partition(REPLIES, parts.reply_partition)
+        self._reader: Reader | None = None
+        self._tail: Tail | None = None
+        self.end = 0
+        self.gap = False
+
+    async def open(self) -> None:
+        """Finds where to begin. Raises LogError."""
+        here = self._partition
+        position = (await self._log.offsets_at({here: self._since_ms}))[here]
+        key = self._key
+        begin = await late_reader(
+            self._log, self._fence_tail, here.index, position, lambda wanted: wanted == key
+        )
+        self.end = (await self._log.end_offsets([here]))[here]
+        self._reader = begin.reader
+        self._tail = await self._log.tail({here: begin.position})
+
+    @property
+    def at_end(self) -> bool:
+        """True once everything up to the end taken at `open` was read."""
+        return self._tail is not None and self._tail.position(self._partition) >= self.end
+
+    async def read(self, max_wait_seconds: float) -> list[Visible]:
+        """The next visible events of the request. Raises LogError."""
+        assert self._tail is not None
+        assert self._reader is not None
+        visible: list[Visible] = []
+        for record in await self._tail.read(max_wait_seconds=max_wait_seconds):
+            try:
+                visible += self._reader.feed(decode_reply(record.value))
+            except UndecodableRecord:
+                continue  # it binds nothing; the tail has logged it
+        state = self._reader.states.get(self._key)
+        self.gap = state is not None and state.gap and not state.total()
+        return visible
+
+    async def close(self) -> None:
+        """Ends the client."""
+        if self._tail is not None:
+            await self._tail.close()
+            self._tail = None
+
+
+class ReplyStream:
+    """The answer of one request from a position on; ends with its terminal.
+
+    `position` is the number of tokens (of all choices) delivered so far. Positions that clients hold
+    are ends of log events, or of merges of them, so going on from one never splits an event.
+    """
+
+    def __init__(
+        self,
+        key: Key,
+        shutdown: asyncio.Event,
+        make_follower: Callable[[], Follower],
+        mailbox: Mailbox | None = None,
+        after: int = 0,
+        on_close: Callable[[], None] | None = None,
+    ) -> None:
+        self.key = key
+        self.position = after
+        self.ended = False
+        self._shutdown = shutdown
+        self._make_follower = make_follower
+        self._mailbox = mailbox
+        self._follower: Follower | None = None
+        self._after = after
+        self._seen = 0
+        self._started = False
+        self._on_close = on_close
+        self._ahead: list[Visible] = []
+
+    @property
+    def request_id(self) -> str:
+        """The bare id."""
+        return self.key[1]
+
+    async def find(self) -> None:
+        """Makes sure that the request exists, by the log up to now. Raises Refusal `not_found`."""
+        follower = await self._open_follower()
+        while not self._ahead:
+            self._ahead = await follower.read(0.2)
+            if follower.gap:
+                raise Refusal("result_expired", "The beginning of this answer is no longer kept.")
+            if not self._ahead and follower.at_end:
+                raise Refusal("not_found", f"There is no request {self.request_id}.")
+
+    async def next(self, timeout_seconds: float) -> list[Visible]:
+        """All events that are there now, else those that come first; [] after the limit.
+
+        Raises ShuttingDown when this replica goes away, LogError if the log cannot be read.
+        """
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + timeout_seconds
+        while not self.ended:
+            if events := self._deliver(await self._fetch(until_s - loop.time())):
+                return events
+            if self._shutdown.is_set():
+                raise ShuttingDown("this replica is shutting down")
+            if loop.time() >= until_s:
+                return []
+        return []
+
+    async def _fetch(self, wait_seconds: float) -> list[Visible]:
+        if self._ahead:
+            ahead, self._ahead = self._ahead, []
+            return ahead
+        wait_seconds = max(0.0, min(wait_seconds, WAIT_SLICE_SECONDS))
+        box = self._mailbox
+        if box is not None and not box.overflowed:
+            if events := box.take():
+                return events
+            try:
+                await asyncio.wait_for(box.arrived.wait(), wait_seconds)
+            except TimeoutError:
+                return []
+            return box.take()
+        follower = self._follower or await self._reopen()
+        return await follower.read(min(wait_seconds, 0.5))
+
+    async def _reopen(self) -> Follower:
+        """From the mailbox to the log: what was delivered is passed over."""
+        self._after, self._seen = self.position, 0
+        return await self._open_follower()
+
+    async def _open_follower(self) -> Follower:
+        follower = self._make_follower()
+        try:
+            await follower.open()
+        except LogError as error:
+            await follower.close()
+            raise Refusal(
+                "unavailable", "The log cannot be read right now.", retry_after_seconds=2
+            ) from error
+        self._follower = follower
+        return follower
+
+    def _deliver(self, events: list[Visible]) -> list[Visible]:
+        fresh: list[Visible] = []
+        for event in events:
+            if isinstance(event, Tokens):
+                self._seen += len(event.token_ids)
+                if self._seen > self._after or (event.finish_reason and self._seen == self._after):
+                    fresh.append(event)
+                self.position = max(self.position, self._seen)
+            elif isinstance(event, Started):
+                if not self._started:
+                    fresh.append(event)
+                self._started = True
+            else:
+                fresh.append(event)
+                self.ended = self.ended or is_terminal(event)
+        return fresh
+
+    async def close(self) -> None:
+        """Lets go of mailbox and follower. Idempotent."""
+        if self._on_close is not None:
+            self._on_close()
+            self._on_close = None
+        if self._follower is not None:
+            await self._follower.close()
+            self._follower = None
