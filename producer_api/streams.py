@@ -214,7 +214,7 @@ class ReplyStream:
         for event in events:
             if isinstance(event, Tokens):
                 self._seen += len(event.token_ids)
-                if self._seen > self._after or (event.finish_reason and self._seen == self._after):
+                if self._seen > self._after or not event.token_ids:
                     fresh.append(event)
                 self.position = max(self.position, self._seen)
             elif isinstance(event, Started):

@@ -17,7 +17,7 @@ class Partition(NamedTuple):
     """A topic partition; `str()` gives the `q` of events, `topic/partition`."""
 
     topic: str
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody asks of it
 
     def __str__(self) -> str:
         return f"{self.topic}/{self.index}"

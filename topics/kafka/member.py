@@ -12,8 +12,8 @@ from aiokafka.structs import OffsetAndMetadata
 from topics.kafka.reading import fetch, stop_consumer
 from topics.ports import (
     AssignedHook,
-    Committed,
     CommitRefused,
+    Committed,
     LogError,
     Partition,
     Record,

@@ -5,7 +5,6 @@ every token from the first, logged ones too. So a resumed run says what the unin
 have said, wherever the cut fell: inside a character, or inside a stop string.
 """
 
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,8 +15,7 @@ from core.text import StopScanner
 from schemas.replies import FinishReason, TokenLogprob
 from schemas.requests import Body
 
-log = logging.getLogger(__name__)
-
+_TAIL_TOKENS = 32
 _INVALID_PREFIX = "Invalid prefix encountered"
 
 
@@ -30,12 +28,12 @@ class Choice:
         "_scanner",
         "_stops",
         "_tokenizer",
-        "cached_tokens",
         "count",
         "ended",
         "index",
         "internal_id",
         "pending_text",
+        "prompt_ids",
         "run_id",
     )
 
@@ -43,16 +41,18 @@ class Choice:
         self, run_id: int, index: int, tokenizer: Any, prompt_ids: list[int], body: Body
     ) -> None:
         self.run_id = run_id
+        self.prompt_ids = prompt_ids
+        """What vLLM is given: the prompt, and the logged tokens behind it."""
         self.index = index
         self.count = 0
         self.ended: FinishReason | None = None
-        self.cached_tokens: int | None = None
         self.internal_id: str | None = None
         """vLLM's own id of the request, once it has been handed over."""
         self.pending_text = ""
         self._tokenizer = tokenizer._tokenizer  # noqa: SLF001 the Rust tokenizer, which decoders take
-        # the last prompt tokens decide, in some vocabularies, whether a space comes first
-        self._decoder = DecodeStream(ids=prompt_ids, skip_special_tokens=True)
+        # The end of the prompt decides, in some vocabularies, whether a space comes first. All of a
+        # long prompt would be decoded at the first token, on the event loop.
+        self._decoder = DecodeStream(ids=prompt_ids[-_TAIL_TOKENS:], skip_special_tokens=True)
         self._stops = body.stop
         self._scanner = StopScanner(body.stop)
         self._logprobs = body.logprobs
@@ -67,6 +67,7 @@ class Choice:
         self.count = len(ids)
         if not ids:
             return
+        self.prompt_ids = [*self.prompt_ids, *ids]
         # the token that ended the answer is no part of its text
         text = "".join([self._decode(token_id) for token_id in ids[: len(ids) - ended_by_token]])
         self._scanner = StopScanner(self._stops, text[len(logged.text) :])

@@ -21,9 +21,12 @@ from schemas.requests import Body, Message
 
 @dataclass(slots=True)
 class Prepared:
-    """A run, ready for vLLM: choices that are still open, and those that the log already ends."""
+    """A run, ready for vLLM: its choices that are not known to have ended.
 
-    prompt_ids: list[int]
+    `max_tokens` is that of the whole answer, logged tokens included.
+    """
+
+    prompt_tokens: int
     max_tokens: int
     choices: list[Choice]
 
@@ -31,7 +34,9 @@ class Prepared:
 class Preparer:
     """Turns runs into token ids and choices for one model. `end_ids` end an answer."""
 
-    def __init__(self, tokenizer: Any, name: str, context_tokens: int, end_ids: Sequence[int]) -> None:
+    def __init__(
+        self, tokenizer: Any, name: str, context_tokens: int, end_ids: Sequence[int]
+    ) -> None:
         self._tokenizer = tokenizer
         self._name = name
         self._context_tokens = context_tokens
@@ -47,7 +52,7 @@ class Preparer:
             for index, logged in enumerate(run.logged or (Logged(),) * body.n)
             if logged.finish_reason is None  # otherwise its end was said already
         ]
-        return Prepared(prompt_ids, max_tokens, choices)
+        return Prepared(len(prompt_ids), max_tokens, choices)
 
     def _choice(
         self, run: Run, index: int, logged: Logged, prompt_ids: list[int], max_tokens: int

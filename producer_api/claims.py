@@ -1,0 +1,120 @@
+"""The tail of `claims`, and claiming: append, then wait until it comes back in log order."""
+
+import asyncio
+import contextlib
+import logging
+import time
+
+from core.errors import Refusal
+from core.idempotency import ClaimBook, Judged
+from core.limits import Limits
+from runtime.clock import BrokerClock
+from schemas.codec import UndecodableRecord, decode_claim, encode
+from schemas.operations import Claim
+from topics.catalogue import CLAIMS
+from topics.ports import Appender, Log, LogError, OffsetOutOfRange, Partition, Tail
+
+PRUNE_SECONDS = 60.0
+
+_log = logging.getLogger(__name__)
+
+
+class Claims:
+    """One replica's view of all claims; caught up before the replica is ready."""
+
+    def __init__(self, log: Log, clock: BrokerClock, limits: Limits) -> None:
+        self.book = ClaimBook()
+        self._log = log
+        self._clock = clock
+        self._limits = limits
+        self._tail: Tail | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._appender: Appender | None = None
+        self._waiting: dict[str, asyncio.Future[Judged]] = {}
+
+    async def start(self) -> "asyncio.Task[None]":
+        """Reads from two longest lives back up to now; returns the loop that goes on."""
+        count = await self._log.partition_count(CLAIMS)
+        here = [Partition(CLAIMS, index) for index in range(count)]
+        since_ms = int(self._clock.now_ms() - 2000 * self._limits.claim_life_seconds)
+        starts = await self._log.offsets_at(dict.fromkeys(here, since_ms))
+        ends = await self._log.end_offsets(here)
+        self._tail = await self._log.tail(starts)
+        async with asyncio.timeout(60.0):
+            while any(self._tail.position(it) < ends[it] for it in here):
+                await self._read(0.5)
+        self._task = asyncio.create_task(self._run(), name="claims-tail")
+        return self._task
+
+    async def _run(self) -> None:
+        pruned_s = time.monotonic()
+        while True:
+            try:
+                await self._read(1.0)
+            except OffsetOutOfRange:
+                _log.critical("claims were cut off or recreated: keys may be free early")
+                assert self._tail is not None
+                count = await self._log.partition_count(CLAIMS)
+                here = [Partition(CLAIMS, index) for index in range(count)]
+                self._tail.assign(await self._log.start_offsets(here))
+            if time.monotonic() - pruned_s > PRUNE_SECONDS:
+                pruned_s = time.monotonic()
+                self.book.prune(self._clock.now_ms())
+
+    async def _read(self, wait_seconds: float) -> None:
+        assert self._tail is not None
+        for record in await self._tail.read(max_wait_seconds=wait_seconds):
+            try:
+                claim = decode_claim(record.value)
+            except UndecodableRecord as error:
+                _log.error("undecodable claim at %s/%s: %s", record.partition, record.offset, error)
+                continue
+            judged = self.book.feed(record.time_ms, claim)
+            waiter = self._waiting.pop(claim.request_id, None)
+            if waiter is not None and not waiter.done():
+                waiter.set_result(judged)
+
+    async def claim(self, claim: Claim) -> Judged:
+        """Appends a claim and returns its verdict in log order.
+
+        Raises Refusal: `too_many_claims`, or `unavailable` when the log does not answer in time. A
+        claim that may have been appended then is harmless: its request was not published.
+        """
+        if self.book.count(claim.tenant) >= self._limits.claims_per_tenant:
+            raise Refusal(
+                "too_many_claims",
+                "This tenant holds as many idempotency keys as it may; they free up with time.",
+                retry_after_seconds=60,
+            )
+        key = f"{claim.tenant}\0{claim.key}".encode()
+        waiter = self._waiting[claim.request_id] = asyncio.get_running_loop().create_future()
+        try:
+            async with asyncio.timeout(self._limits.publish_seconds):
+                await self._log.partition_count(CLAIMS)
+                if self._appender is None:
+                    self._appender = await self._log.appender()
+                partition = self._log.partition_of_key(CLAIMS, key)
+                await self._appender.append(CLAIMS, partition, encode(claim), key=key)
+                return await waiter
+        except (LogError, TimeoutError) as error:
+            appender, self._appender = self._appender, None
+            if appender is not None:
+                self._closing = asyncio.ensure_future(appender.close(0.0))
+            raise Refusal(
+                "unavailable", "The key could not be claimed right now.", retry_after_seconds=1
+            ) from error
+        finally:
+            self._waiting.pop(claim.request_id, None)
+
+    async def close(self) -> None:
+        """Ends the tail."""
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+        if self._appender is not None:
+            await self._appender.close()
+            self._appender = None
+        if self._tail is not None:
+            await self._tail.close()
+            self._tail = None
