@@ -133,7 +133,6 @@ class Pipeline:
         home = [p for p in range(count) if p % replicas == index] or [index % count]
         self._router = ReplyRouter(self._log, self._fence_tail, self.metrics, home)
         await self._open_appender()
-        await self._touch_clock()
         for starting in (self._router.start(), self._claims.start(), self._directory.start()):
             self._watch(await starting)
         self._started = True
@@ -261,9 +260,7 @@ class Pipeline:
             return self._unavailable()
         if not keyed:
             # it may run for nobody: cancelled as soon as the log can be reached
-            task = asyncio.create_task(self._cancel_later(key), name="cancel-unknown")
-            self._later.add(task)
-            task.add_done_callback(self._later.discard)
+            self.cancel_soon(*key)
         return Refusal(
             "outcome_unknown",
             "The log did not answer in time: the request may or may not run. "
@@ -286,15 +283,6 @@ class Pipeline:
             task: asyncio.Task[None] = asyncio.ensure_future(appender.close(0.0))
             self._later.add(task)
             task.add_done_callback(self._later.discard)
-
-    async def _touch_clock(self) -> None:
-        """Learns the broker's clock before the first id is made."""
-        sent_ms = time.time() * 1000
-        appender = self._appender or await self._open_appender()
-        control = Control(kind="load", reason="clock")
-        appended = await appender.append(CONTROL, 0, encode(control))
-        if appended.time_ms:
-            self._clock.observe(appended.time_ms, sent_ms, time.time() * 1000)
 
     # --- idempotency
 
@@ -460,11 +448,17 @@ class Pipeline:
             self._drop_appender()
             raise self._unavailable() from error
 
+    def cancel_soon(self, tenant: str, request_id: str) -> None:
+        """Cancels in the background: what a handler calls whose client is gone."""
+        task = asyncio.create_task(self._cancel_later((tenant, request_id)), name="cancel-soon")
+        self._later.add(task)
+        task.add_done_callback(self._later.discard)
+
     async def _cancel_later(self, key: Key) -> None:
         until_s = time.monotonic() + self.limits.total_seconds
         while time.monotonic() < until_s:
             try:
-                await self.cancel(*key, "outcome unknown")
+                await self.cancel(*key, "nobody waits for it")
                 return
             except Refusal:
                 await asyncio.sleep(1.0)

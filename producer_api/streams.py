@@ -23,6 +23,10 @@ class ShuttingDown(InferlogError):
     """This replica is going away: the stream can be resumed on any other from its position."""
 
 
+class ClientGone(InferlogError):
+    """The client closed its connection while it waited."""
+
+
 class Mailbox:
     """Events of one request as the tail accepts them."""
 
@@ -143,6 +147,13 @@ class ReplyStream:
         self._started = False
         self._on_close = on_close
         self._ahead: list[Visible] = []
+        self._abandoned = False
+
+    def abandon(self) -> None:
+        """The client is gone: whoever waits in `next` is told so."""
+        self._abandoned = True
+        if self._mailbox is not None:
+            self._mailbox.wake()
 
     @property
     def request_id(self) -> str:
@@ -162,13 +173,16 @@ class ReplyStream:
     async def next(self, timeout_seconds: float) -> list[Visible]:
         """All events that are there now, else those that come first; [] after the limit.
 
-        Raises ShuttingDown when this replica goes away, LogError if the log cannot be read.
+        Raises ShuttingDown when this replica goes away, ClientGone after `abandon`, LogError if the
+        log cannot be read.
         """
         loop = asyncio.get_running_loop()
         until_s = loop.time() + timeout_seconds
         while not self.ended:
             if events := self._deliver(await self._fetch(until_s - loop.time())):
                 return events
+            if self._abandoned:
+                raise ClientGone("the client closed its connection")
             if self._shutdown.is_set():
                 raise ShuttingDown("this replica is shutting down")
             if loop.time() >= until_s:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import time
 from dataclasses import dataclass
 
 from core.errors import Refusal
@@ -40,6 +41,7 @@ class WorkerDirectory:
         self._models: dict[str, ModelEntry] = {}
         self._tail: Tail | None = None
         self._task: asyncio.Task[None] | None = None
+        self._caught_up = False
 
     async def start(self) -> "asyncio.Task[None]":
         """Reads all there is, then follows; returns the loop."""
@@ -56,6 +58,7 @@ class WorkerDirectory:
         while True:
             try:
                 await self._read(1.0)
+                self._caught_up = True
             except OffsetOutOfRange:
                 assert self._tail is not None
                 start = (await self._log.start_offsets([HERE]))[HERE]
@@ -64,6 +67,10 @@ class WorkerDirectory:
     async def _read(self, wait_seconds: float) -> bool:
         assert self._tail is not None
         records = await self._tail.read(max_wait_seconds=wait_seconds)
+        if records and self._caught_up:
+            # a record read the moment it was appended tells the broker's time
+            now_ms = time.time() * 1000
+            self._clock.observe(records[-1].time_ms, now_ms - 20, now_ms)
         for record in records:
             name = (record.key or b"").decode(errors="replace")
             if record.value is None:

@@ -1,0 +1,115 @@
+"""What every request passes first: bounds on headers and body, time to receive it, and the key.
+
+Default deny: all but `/health/…` needs a key, whatever the route, known or not. The body is received
+here, whole and bounded, so that no handler can forget to.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from core.errors import Refusal
+from core.limits import Limits
+from producer_api.auth import ApiKeys
+from producer_api.error_responses import error_response
+from runtime.metrics import Metrics
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
+
+OPEN_PATHS = frozenset({"/health/live", "/health/ready"})
+
+
+class ClientLeft(Exception):
+    """The connection closed while the body was being received."""
+
+
+class Gate:
+    """Pure ASGI; `scope["tenant"]` is who speaks."""
+
+    def __init__(self, app: App, keys: ApiKeys, limits: Limits, metrics: Metrics) -> None:
+        self._app = app
+        self._keys = keys
+        self._limits = limits
+        self._metrics = metrics
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """Checks, receives, hands on."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        try:
+            headers = self._check_headers(scope)
+            if scope["path"] not in OPEN_PATHS:
+                scope["tenant"] = self._authenticate(headers)
+            body = await self._receive_body(headers, receive)
+        except Refusal as refusal:
+            self._metrics.refused.labels(refusal.code).inc()
+            close = {"Connection": "close"} if refusal.kind.status in (408, 413, 431) else None
+            await error_response(refusal, close)(scope, receive, send)
+            return
+        except ClientLeft:
+            return
+        await self._app(scope, _replay(body, receive), send)
+
+    def _check_headers(self, scope: MutableMapping[str, Any]) -> dict[bytes, bytes]:
+        pairs = scope["headers"]
+        size = sum(len(name) + len(value) for name, value in pairs)
+        if len(pairs) > self._limits.headers_count or size > self._limits.headers_bytes:
+            raise Refusal(
+                "headers_too_large",
+                f"At most {self._limits.headers_count} headers of {self._limits.headers_bytes} "
+                "bytes together.",
+            )
+        return dict(pairs)
+
+    def _authenticate(self, headers: dict[bytes, bytes]) -> str:
+        tenant = self._keys.tenant(headers.get(b"authorization"))
+        if tenant is None:
+            raise Refusal(
+                "invalid_api_key", "No valid API key: send `Authorization: Bearer <key>`."
+            )
+        return tenant
+
+    async def _receive_body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
+        most = self._limits.body_bytes
+        refusal = Refusal("request_too_large", f"A request body may have at most {most} bytes.")
+        declared = headers.get(b"content-length", b"0")
+        if declared.isdigit() and int(declared) > most:
+            raise refusal
+        if declared == b"0" and b"transfer-encoding" not in headers:
+            return b""
+        parts: list[bytes] = []
+        size = 0
+        try:
+            async with asyncio.timeout(self._limits.receive_seconds):
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise ClientLeft
+                    parts.append(message.get("body", b""))
+                    size += len(parts[-1])
+                    if size > most:
+                        raise refusal
+                    if not message.get("more_body"):
+                        return b"".join(parts)
+        except TimeoutError:
+            raise Refusal(
+                "request_timeout",
+                f"The request was not received within {self._limits.receive_seconds} s.",
+            ) from None
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    given = False
+
+    async def replay() -> Message:
+        nonlocal given
+        if not given:
+            given = True
+            return {"type": "http.request", "body": body, "more_body": False}
+        return await receive()
+
+    return replay
