@@ -44,7 +44,10 @@ class Record(NamedTuple):
 
 
 class Appended(NamedTuple):
-    """Where an acknowledged record lies; `time_ms` is its append time, None if not told."""
+    """Where an acknowledged record lies; `time_ms` is its append time, None if not told.
+
+    `offset` is -1 where the broker only said that it has the record already (after a retry).
+    """
 
     partition: int
     offset: int
