@@ -1,0 +1,175 @@
+"""From a reply stream to an HTTP response: a whole body, or server-sent events."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import orjson
+from fastapi import Request as HttpRequest
+from sse_starlette import EventSourceResponse
+from starlette.responses import Response
+
+from core.errors import InferlogError, Refusal
+from core.limits import Limits
+from core.stream import Visible, is_terminal
+from producer_api.error_responses import error_object, error_response, refusal_of
+from producer_api.rendering import ChunkRenderer, frame, whole_body
+from producer_api.streams import ClientGone, ReplyStream, ShuttingDown
+from schemas.replies import Accepted, Started, Tokens
+from schemas.requests import RequestInfo
+
+RETRY_MS = 1000
+JSON = "application/json"
+SSE_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+
+OnGone = Callable[[], None]
+
+
+def _says_something(event: Visible) -> bool:
+    return isinstance(event, Tokens) or is_terminal(event)
+
+
+class Answering:
+    """Waits for a stream on behalf of one HTTP request; `on_gone` is called if its client leaves."""
+
+    def __init__(
+        self,
+        http: HttpRequest,
+        stream: ReplyStream,
+        limits: Limits,
+        total_seconds: float,
+        on_gone: OnGone,
+    ) -> None:
+        self._http = http
+        self._stream = stream
+        self._limits = limits
+        self._until_s = time.monotonic() + total_seconds + limits.deadline_margin_seconds
+        self._on_gone = on_gone
+        self.events: list[Visible] = []
+
+    async def whole(self, headers: dict[str, str]) -> Response:
+        """The complete answer, or the error it ended with."""
+        try:
+            await self._collect(is_terminal, None)
+        except ClientGone:
+            self._on_gone()
+            return Response(status_code=499)
+        except InferlogError as error:
+            return error_response(_as_refusal(error, self._stream), headers)
+        finally:
+            await self._stream.close()
+        refusal = refusal_of(self.events[-1])  # type: ignore[arg-type]  # the last is a terminal
+        if refusal is not None:
+            return error_response(refusal, headers)
+        body = orjson.dumps(whole_body(self._stream.request_id, self.events))
+        return Response(body, headers=headers, media_type=JSON)
+
+    async def streamed(
+        self, info: RequestInfo, headers: dict[str, str], *, after: int = 0
+    ) -> Response:
+        """Server-sent events; what fails before the first byte is an HTTP status."""
+        try:
+            await self._collect(_says_something, self._limits.first_byte_seconds)
+        except ClientGone:
+            await self._stream.close()
+            self._on_gone()
+            return Response(status_code=499)
+        except InferlogError as error:
+            await self._stream.close()
+            return error_response(_as_refusal(error, self._stream), headers)
+        last = self.events[-1] if self.events else None
+        if last is not None and is_terminal(last) and self._stream.position == after:
+            refusal = refusal_of(last)  # type: ignore[arg-type]  # just checked
+            if refusal is not None:
+                await self._stream.close()
+                return error_response(refusal, headers)
+        renderer = ChunkRenderer(self._stream.request_id, info, after)
+        return EventSourceResponse(
+            self._frames(renderer),
+            headers={**SSE_HEADERS, **headers},
+            ping=int(self._limits.heartbeat_seconds),
+        )
+
+    async def _collect(self, enough: Callable[[Visible], bool], seconds: float | None) -> None:
+        """Gathers events until one is enough, or the seconds are over."""
+        watcher = asyncio.create_task(self._watch_client())
+        until_s = self._until_s if seconds is None else min(
+            self._until_s, time.monotonic() + seconds
+        )
+        try:
+            while True:
+                left_s = until_s - time.monotonic()
+                if left_s <= 0:
+                    if seconds is None:
+                        raise Refusal("deadline_exceeded", "The request's time ran out.")
+                    return
+                events = await self._stream.next(min(left_s, 30.0))
+                self.events += events
+                if any(enough(event) for event in events):
+                    return
+        finally:
+            watcher.cancel()
+
+    async def _watch_client(self) -> None:
+        while True:
+            message = await self._http.receive()
+            if message["type"] == "http.disconnect":
+                self._stream.abandon()
+                return
+
+    async def _frames(self, renderer: ChunkRenderer) -> AsyncIterator[bytes]:
+        complete = False
+        try:
+            yield b"retry: %d\n\n" % RETRY_MS
+            events = self.events
+            while True:
+                if data := renderer.render(events):
+                    yield data
+                if events and is_terminal(events[-1]):
+                    refusal = refusal_of(events[-1])  # type: ignore[arg-type]  # just checked
+                    complete = True
+                    if refusal is not None:
+                        yield frame(error_object(refusal), renderer.position)
+                    return
+                left_s = self._until_s - time.monotonic()
+                if left_s <= 0:
+                    raise Refusal("deadline_exceeded", "The request's time ran out.")
+                events = await self._stream.next(min(left_s, 30.0))
+        except InferlogError as error:
+            complete = True  # it runs on: the client resumes it from its position elsewhere
+            yield frame(error_object(_as_refusal(error, self._stream)), renderer.position)
+        finally:
+            if not complete:
+                self._on_gone()
+            await asyncio.shield(self._stream.close())
+
+
+def _as_refusal(error: InferlogError, stream: ReplyStream) -> Refusal:
+    if isinstance(error, Refusal):
+        return error
+    if isinstance(error, ShuttingDown):
+        return Refusal(
+            "shutting_down",
+            "This replica is shutting down. The request runs on: resume it at "
+            f"/v1/requests/{stream.request_id}/stream with Last-Event-ID.",
+            retry_after_seconds=1,
+        )
+    return Refusal("unavailable", "The log cannot be read right now.", retry_after_seconds=2)
+
+
+def info_of(events: list[Visible]) -> RequestInfo | None:
+    """What `Accepted` or `Started` says of the request, if one of them is among the events."""
+    return next((it.info for it in events if isinstance(it, Accepted | Started)), None)
+
+
+def status_object(request_id: str, state: str, info: RequestInfo, **more: Any) -> dict[str, Any]:
+    """The object of `/v1/requests`."""
+    return {
+        "id": request_id,
+        "object": "request",
+        "status": state,
+        "endpoint": info.endpoint,
+        "model": info.model,
+        **more,
+    }
