@@ -1,14 +1,18 @@
 """The real parts, each started once for the whole session."""
 
+import gc
 import importlib.util
+import warnings
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
+from consumers.inference.engine.options import make_engine
 from inferlog.model_download import model_dir
 from topics.broker import LocalCluster
+from tests.engine_recorder import EngineRecorder
 from topics.kafka_download import libs_dir
 
 
@@ -42,3 +46,18 @@ def vllm_model_dir() -> Path:
     if folder is None:
         pytest.skip("the model is not in the cache: `make setup ENGINE=vllm` makes it")
     return folder
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def vllm_recorder(vllm_model_dir: Path) -> AsyncIterator[EngineRecorder]:
+    """One real engine for all tests, with few slots; float32, in which a resumed answer is exact."""
+    options = ["dtype=float32", "max_num_seqs=4", "max_model_len=2048"]
+    with warnings.catch_warnings():
+        # what vLLM's libraries deprecate among themselves, while they are imported and compiled
+        warnings.simplefilter("ignore")
+        recorder = EngineRecorder(make_engine("vllm", str(vllm_model_dir), options))
+        try:
+            yield await recorder.start()
+        finally:
+            await recorder.engine.stop()
+            gc.collect()  # closes what vLLM left open, while its warnings are still ignored
