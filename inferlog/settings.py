@@ -123,9 +123,6 @@ class UpCommand:
         default=None,
         metadata={"help": "name or folder of the model; unset: the small one of make setup"},
     )
-    served_model_name: str | None = field(
-        default=None, metadata={"help": "the name clients ask for; unset: the model's"}
-    )
     workers: int = field(default=1, metadata={"help": "workers to run", "min": 1, "max": 64})
     api_replicas: int = field(
         default=1, metadata={"help": "API replicas to run", "min": 1, "max": 64}

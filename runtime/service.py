@@ -219,10 +219,12 @@ async def run_service(
     *,
     stop_seconds: float = 15.0,
     on_state: Callable[[State], None] | None = None,
+    explained: tuple[type[Exception], ...] = (),
 ) -> int:
-    """Runs a service under the signals of its process; returns the exit code, never raises.
+    """Runs a service under the signals of its process; returns the exit code.
 
     0: ended as asked; 1: it failed, and the log says why; 130: a second signal cut it short.
+    Raises only what is `explained`: errors whose text the caller shows in place of a trace.
     """
     life = Lifecycle(
         service, drain_seconds=drain_seconds, stop_seconds=stop_seconds, on_state=on_state
@@ -230,7 +232,7 @@ async def run_service(
     with signals_to(life.signalled):
         try:
             await life.run()
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, *explained):
             raise
         except Exception:  # noqa: BLE001  (the last resort: logged, and told by the exit code)
             _log.exception("the process failed")

@@ -38,12 +38,6 @@ class WorkerSettings:
             "(vllm), or 'scripted'",
         },
     )
-    served_model_name: str | None = field(
-        default=None,
-        metadata={
-            "help": "the name clients ask for; unset: the model's, of a folder the last part"
-        },
-    )
     engine_option: tuple[str, ...] = field(
         default=(),
         metadata={
