@@ -102,15 +102,14 @@ class Stack:
         self._tasks += self._supervisor.start()
         self._report(f"starting {', '.join(spec.name for spec in specs)}")
         waiting = asyncio.gather(*(self._until_ready(spec.name) for spec in specs))
-        failing = asyncio.gather(*self._tasks)
         try:
-            await asyncio.wait({waiting, failing}, return_when=asyncio.FIRST_COMPLETED)
-            if failing.done():
-                failing.result()
+            await asyncio.wait({waiting, *self._tasks}, return_when=asyncio.FIRST_COMPLETED)
+            for task in self._tasks:
+                if task.done():
+                    task.result()
             waiting.result()
         finally:
             waiting.cancel()
-            failing.remove_done_callback(_ignore)
             await asyncio.gather(waiting, return_exceptions=True)
 
     async def _start_cluster(self) -> ClusterSettings:

@@ -232,7 +232,7 @@ async def run_service(
     with signals_to(life.signalled):
         try:
             await life.run()
-        except (asyncio.CancelledError, *explained):
+        except explained:
             raise
         except Exception:  # noqa: BLE001  (the last resort: logged, and told by the exit code)
             _log.exception("the process failed")
