@@ -1,0 +1,1 @@
+"""HTTP routes: each reads its request, asks the pipeline, and hands the answer to `answers`."""
