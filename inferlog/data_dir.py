@@ -122,21 +122,27 @@ def write_private(path: Path, text: str) -> None:
     part.replace(path)
 
 
-def first_key(path: Path) -> str | None:
-    """The first key in a file of tenant:key lines, of tenant `default` if it has one.
+def key_values(path: Path) -> list[str]:
+    """All keys in a file of tenant:key lines, tenant `default`'s first.
 
     Raises CommandFailed if the file cannot be read.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise CommandFailed(f"cannot read keys from {path} ({error.strerror})") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise CommandFailed(f"cannot read keys from {path}: {error}") from None
     keys = []
     for line in lines:
         tenant, mark, key = line.strip().partition(":")
-        if mark and not line.lstrip().startswith("#"):
+        if mark and not tenant.startswith("#"):
             keys.append((tenant != "default", key.strip()))
-    return min(keys, key=lambda pair: pair[0])[1] if keys else None
+    return [key for _, key in sorted(keys, key=lambda pair: pair[0])]
+
+
+def first_key(path: Path) -> str | None:
+    """The first of `key_values`, if there is any."""
+    keys = key_values(path)
+    return keys[0] if keys else None
 
 
 def _alive(pid: int) -> bool:
