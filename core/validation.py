@@ -13,6 +13,7 @@ from schemas.requests import CHAT, Body, Request, ResponseFormat
 
 TENANT_CHARS_MAX = 128
 MODEL_CHARS_MAX = 256
+NAME_CHARS_MAX = 64
 
 
 def check_request(request: Request, limits: Limits) -> None:
@@ -52,9 +53,8 @@ def _check(holds: bool, param: str, must: str) -> None:
 
 
 def _within(param: str, value: float, low: float, high: float) -> None:
-    _check(
-        math.isfinite(value) and low <= value <= high, param, f"must be between {low} and {high}"
-    )
+    # not a number compares as False; a whole number may be too large to become a float
+    _check(low <= value <= high, param, f"must be between {low} and {high}")
 
 
 def _check_text(body: Body, endpoint: str, limits: Limits) -> None:
@@ -67,7 +67,14 @@ def _check_text(body: Body, endpoint: str, limits: Limits) -> None:
             "messages",
             f"may have at most {limits.messages_count} messages",
         )
-        texts: Sequence[str] = [message.content for message in messages]
+        names = [message.name for message in messages if message.name is not None]
+        for name in names:
+            _check(
+                1 <= len(name) <= NAME_CHARS_MAX,
+                "messages",
+                f"may have names of 1 to {NAME_CHARS_MAX} characters",
+            )
+        texts: Sequence[str] = [message.content for message in messages] + names
     else:
         _check(body.messages is None, "messages", "belongs to /v1/chat/completions")
         _check(bool(body.prompt), "prompt", "must be a text of at least one character")
