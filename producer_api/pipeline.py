@@ -247,7 +247,7 @@ class Pipeline:
             acked_ms = time.time() * 1000
             self._clock.observe(appended.time_ms, sent_ms, acked_ms)
             self.metrics.publish.labels("requests").observe((acked_ms - sent_ms) / 1000)
-        self.metrics.accepted.labels(draft.tier).inc()
+        self.metrics.accepted.labels(draft.tier, draft.endpoint).inc()
         return Submission(request_id, "new", stream)
 
     def _publish_failed(self, error: BaseException, key: Key, *, keyed: bool) -> BaseException:
@@ -255,6 +255,9 @@ class Pipeline:
             return Refusal("request_too_large", "The request is too large for a record.")
         if not isinstance(error, LogError | TimeoutError):
             return error
+        _log.warning(
+            "a request could not be published: %s", error or "no ack", extra={"request_id": key[1]}
+        )
         self._drop_appender()
         if isinstance(error, AppendFailed):
             return self._unavailable()
