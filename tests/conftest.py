@@ -11,8 +11,8 @@ import pytest_asyncio
 
 from consumers.inference.engine.options import make_engine
 from inferlog.model_download import model_dir
-from topics.broker import LocalCluster
 from tests.engine_recorder import EngineRecorder
+from topics.broker import LocalCluster
 from topics.kafka_download import libs_dir
 
 

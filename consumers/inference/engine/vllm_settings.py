@@ -50,6 +50,9 @@ def make_vllm_engine(model: str, options: Sequence[str]) -> "VllmEngine":
     if current_platform.is_cpu():
         dtype, flags = cpu_dtype(Path("/proc/cpuinfo"))
         defaults |= {"dtype": dtype, "enforce_eager": True, "max_num_seqs": CPU_SLOTS}
+        if found.get("enforce_eager", True):
+            # a sampling option's first use would stop every stream while it is compiled: 3 to 20 s
+            os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
         log.info("vllm on a CPU: dtype %s (flags: %s)", found.get("dtype", dtype), flags)
     arguments = {"model": model, **defaults, **found}
     name = arguments.get("served_model_name") or Path(model).name
