@@ -1,70 +1,32 @@
-"""From visible events to OpenAI's chunks and bodies. Pure: the same events give the same answer.
+"""Visible events as OpenAI's bodies and chunks. Pure: events in, bytes and objects out."""
 
-A position is the number of the request's tokens, of all its choices, up to and including a chunk, so
-it is the same on every replica, however events were merged on the way.
-"""
-
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from typing import Any
 
-from core.errors import ERRORS, Refusal
+import orjson
+
 from core.stream import Visible
+from producer_api.openai_bodies import NAMES_BY_TIER
 from schemas.ids import parse_request_id
-from schemas.replies import (
-    AnyTerminal,
-    Cancelled,
-    Expired,
-    Failed,
-    Finished,
-    TokenLogprob,
-    Tokens,
-    TokenUsage,
-)
+from schemas.replies import Accepted, Finished, Started, TokenLogprob, Tokens, TokenUsage
 from schemas.requests import CHAT, RequestInfo
 
-from producer_api.conversion import SERVICE_TIER_OF
-
-LOGPROB_MIN = -9999.0
-"""Stands for minus infinity, which JSON cannot say."""
-
-_EXPIRED = {
-    "start": "The request was not started in time: all workers are busy. Retry later.",
-    "first_token": "The worker gave no token in time. Retry later.",
-    "total": "The request's total deadline passed before its answer was complete.",
-}
-
-Json = dict[str, Any]
+DONE = b"data: [DONE]\n\n"
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """One event of a stream: its position, and its payload."""
-
-    position: int
-    payload: Json
+def public_id(request_id: str, endpoint: str) -> str:
+    """`chatcmpl-…` or `cmpl-…`."""
+    return f"{'chatcmpl' if endpoint == CHAT else 'cmpl'}-{request_id}"
 
 
-def public_id(request_id: str, info: RequestInfo) -> str:
-    """The id as OpenAI's routes show it."""
-    return ("chatcmpl-" if info.endpoint == CHAT else "cmpl-") + request_id
+def frame(payload: object, position: int | None = None) -> bytes:
+    """One SSE event; all data is JSON, so that no newline can break out of it."""
+    head = b"" if position is None else b"id: %d\n" % position
+    return head + b"data: " + orjson.dumps(payload) + b"\n\n"
 
 
-def failure_of(terminal: AnyTerminal) -> Refusal | None:
-    """What a terminal means to its client; None if the answer is complete."""
-    if isinstance(terminal, Failed):
-        error = terminal.error
-        code = error.code if error.code in ERRORS else "internal_error"
-        return Refusal(code, error.message, param=error.param)
-    if isinstance(terminal, Cancelled):
-        return Refusal("cancelled", "The request was cancelled.")
-    if isinstance(terminal, Expired):
-        return Refusal("deadline_exceeded", _EXPIRED[terminal.deadline])
-    return None
-
-
-def usage_json(usage: TokenUsage) -> Json:
-    """Token counts in OpenAI's shape."""
+def usage_object(usage: TokenUsage) -> dict[str, Any]:
+    """OpenAI's usage."""
     return {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
@@ -73,214 +35,140 @@ def usage_json(usage: TokenUsage) -> Json:
     }
 
 
-def _shape(request_id: str, info: RequestInfo, chat_object: str, completion_object: str) -> Json:
-    return {
-        "id": public_id(request_id, info),
-        "object": chat_object if info.endpoint == CHAT else completion_object,
-        "created": parse_request_id(request_id).time_ms // 1000,
-        "model": info.model,
-        "service_tier": SERVICE_TIER_OF[info.tier],
-        "system_fingerprint": None,
-    }
+def _token_logprob(it: TokenLogprob) -> dict[str, Any]:
+    return {"token": it.token, "logprob": it.logprob, "bytes": list(it.token.encode())}
 
 
-# --- log probabilities
+def chat_logprobs(items: Iterable[TokenLogprob] | None) -> dict[str, Any] | None:
+    """OpenAI's chat form."""
+    if items is None:
+        return None
+    content = [
+        {
+            **_token_logprob(it),
+            "top_logprobs": [
+                {"token": text, "logprob": value, "bytes": list(text.encode())}
+                for text, value in it.top
+            ],
+        }
+        for it in items
+    ]
+    return {"content": content, "refusal": None}
 
 
-def _number(logprob: float) -> float:
-    return max(logprob, LOGPROB_MIN)
-
-
-def _chat_logprobs(logprobs: Sequence[TokenLogprob]) -> Json:
-    return {"content": [_chat_token(it) for it in logprobs], "refusal": None}
-
-
-def _chat_token(it: TokenLogprob) -> Json:
-    return {
-        "token": it.token,
-        "logprob": _number(it.logprob),
-        "bytes": list(it.token.encode(errors="replace")),
-        "top_logprobs": [
-            {
-                "token": token,
-                "logprob": _number(logprob),
-                "bytes": list(token.encode(errors="replace")),
-            }
-            for token, logprob in it.top
-        ],
-    }
-
-
-def _completion_logprobs(logprobs: Sequence[TokenLogprob], offset: int) -> Json:
-    offsets = []
-    for it in logprobs:
+def completion_logprobs(items: Iterable[TokenLogprob] | None) -> dict[str, Any] | None:
+    """OpenAI's older form."""
+    if items is None:
+        return None
+    items = list(items)
+    offsets, offset = [], 0
+    for it in items:
         offsets.append(offset)
         offset += len(it.token)
     return {
-        "tokens": [it.token for it in logprobs],
-        "token_logprobs": [_number(it.logprob) for it in logprobs],
-        "top_logprobs": [{token: _number(value) for token, value in it.top} for it in logprobs],
+        "tokens": [it.token for it in items],
+        "token_logprobs": [it.logprob for it in items],
+        "top_logprobs": [dict(it.top) for it in items],
         "text_offset": offsets,
     }
 
 
-# --- streams
-
-
 class ChunkRenderer:
-    """Turns batches of events into chunks. `failure` and `ended` are set by the terminal.
+    """The chunks of one stream. `position` counts the tokens of all choices rendered or skipped."""
 
-    `after` is the position the client already has. With `include_usage`, a chunk with the counts
-    follows the last one.
-    """
-
-    def __init__(
-        self, request_id: str, info: RequestInfo, *, include_usage: bool, after: int = 0
-    ) -> None:
-        self.failure: Refusal | None = None
-        self.ended = False
-        self._after = after
+    def __init__(self, request_id: str, info: RequestInfo, after: int = 0) -> None:
+        self.position = after
         self._chat = info.endpoint == CHAT
-        self._include_usage = include_usage
-        self._base = _shape(request_id, info, "chat.completion.chunk", "text_completion")
-        if include_usage:
-            self._base["usage"] = None
-        self._roles = set() if after or not self._chat else set(range(info.n))
-        self._offsets: dict[int, int] = {}
+        self._info = info
+        self._resumed = after > 0
+        self._roles: set[int] = set()
+        kind = "chat.completion.chunk" if self._chat else "text_completion"
+        self._head: dict[str, Any] = {
+            "id": public_id(request_id, info.endpoint),
+            "object": kind,
+            "created": parse_request_id(request_id).time_ms // 1000,
+            "model": info.model,
+            "service_tier": NAMES_BY_TIER[info.tier],
+            "system_fingerprint": None,
+        }
 
-    def render(self, events: Sequence[Visible], position: int) -> list[Chunk]:
-        """The chunks of a batch that ends at `position`; neighbours of one choice are merged.
-
-        An event that the client has up to its last token is left out; one of which it has a part is
-        given whole (positions that were handed out never split an event).
-        """
-        chunks: list[Chunk] = []
-        run: list[Tokens] = []
-        seen = position - sum(len(it.token_ids) for it in events if isinstance(it, Tokens))
+    def render(self, events: Iterable[Visible]) -> bytes:
+        """All frames for these events, to be written at once. Terminals that are errors are not ours."""
+        frames: list[bytes] = []
         for event in events:
             if isinstance(event, Tokens):
-                if run and run[0].choice != event.choice:
-                    self._flush(run, seen, chunks)
-                seen += len(event.token_ids)
-                if event.token_ids and seen <= self._after:
-                    continue
-                run.append(event)
-            elif isinstance(event, Finished | Failed | Cancelled | Expired):
-                self._flush(run, seen, chunks)
-                self.ended = True
-                self.failure = failure_of(event)
-                if isinstance(event, Finished) and self._include_usage:
-                    usage = usage_json(event.usage)
-                    chunks.append(Chunk(seen, {**self._base, "choices": [], "usage": usage}))
-        self._flush(run, seen, chunks)
-        return chunks
+                self._tokens(event, frames)
+            elif isinstance(event, Finished):
+                if self._info.include_usage:
+                    chunk = {**self._head, "choices": [], "usage": usage_object(event.usage)}
+                    frames.append(frame(chunk, self.position))
+                frames.append(DONE)
+        return b"".join(frames)
 
-    def _flush(self, run: list[Tokens], position: int, chunks: list[Chunk]) -> None:
-        """One chunk for a run of events of one choice."""
-        if not run:
-            return
-        first, last = run[0], run[-1]
-        text = first.text if len(run) == 1 else "".join([it.text for it in run])
-        logprobs: Sequence[TokenLogprob] | None = first.logprobs
-        if len(run) > 1 and logprobs is not None:
-            logprobs = [one for it in run for one in it.logprobs or ()]
-        run.clear()
-        if not text and not logprobs and last.finish_reason is None:
-            return  # its text is withheld for now
-        index = first.choice
-        if index in self._roles:
-            self._roles.discard(index)
-            delta = {"role": "assistant", "content": "", "refusal": None}
-            chunks.append(self._chunk(0, index, {"delta": delta}, None, None))
+    def _tokens(self, event: Tokens, frames: list[bytes]) -> None:
+        if self._chat and event.choice not in self._roles and not self._resumed:
+            self._roles.add(event.choice)
+            delta = {"role": "assistant", "content": ""}
+            # the same position as before: nothing of the answer is in it
+            frames.append(frame(self._chunk(event.choice, delta, None, None), self.position))
+        self.position += len(event.token_ids)
+        if event.text or event.logprobs:
+            frames.append(frame(self._piece(event), self.position))
+        if event.finish_reason is not None:
+            final: Any = {} if self._chat else ""
+            chunk = self._chunk(event.choice, final, event.finish_reason, None)
+            frames.append(frame(chunk, self.position))
+
+    def _piece(self, event: Tokens) -> dict[str, Any]:
         if self._chat:
-            choice: Json = {"delta": {"content": text} if text else {}}
-            shown = None if logprobs is None else _chat_logprobs(logprobs)
-        else:
-            choice = {"text": text}
-            shown = None if logprobs is None else self._text_logprobs(index, logprobs)
-        chunks.append(self._chunk(position, index, choice, shown, last.finish_reason))
-
-    def _text_logprobs(self, index: int, logprobs: Sequence[TokenLogprob]) -> Json:
-        offset = self._offsets.get(index, 0)
-        self._offsets[index] = offset + sum(len(it.token) for it in logprobs)
-        return _completion_logprobs(logprobs, offset)
+            logprobs = chat_logprobs(event.logprobs)
+            return self._chunk(event.choice, {"content": event.text}, None, logprobs)
+        return self._chunk(event.choice, event.text, None, completion_logprobs(event.logprobs))
 
     def _chunk(
-        self, position: int, index: int, choice: Json, logprobs: Json | None, finish: str | None
-    ) -> Chunk:
-        choice = {"index": index, **choice, "logprobs": logprobs, "finish_reason": finish}
-        return Chunk(position, {**self._base, "choices": [choice]})
+        self, choice: int, content: Any, reason: str | None, logprobs: Any
+    ) -> dict[str, Any]:
+        name = "delta" if self._chat else "text"
+        it = {"index": choice, name: content, "logprobs": logprobs, "finish_reason": reason}
+        return {**self._head, "choices": [it]}
 
 
-# --- whole answers
-
-
-@dataclass(slots=True)
-class _Choice:
-    texts: list[str] = field(default_factory=list)
-    logprobs: list[TokenLogprob] = field(default_factory=list)
-    has_logprobs: bool = False
-    finish_reason: str | None = None
-
-
-class BodyRenderer:
-    """Gathers events until the terminal; then `failure`, or `body()`."""
-
-    def __init__(self, request_id: str, info: RequestInfo) -> None:
-        self.terminal: AnyTerminal | None = None
-        self._request_id = request_id
-        self._info = info
-        self._choices = [_Choice() for _ in range(info.n)]
-
-    @property
-    def ended(self) -> bool:
-        """True once the terminal was fed."""
-        return self.terminal is not None
-
-    @property
-    def failure(self) -> Refusal | None:
-        """Why there is no body."""
-        return None if self.terminal is None else failure_of(self.terminal)
-
-    def feed(self, events: Sequence[Visible]) -> None:
-        """Takes the next events."""
-        for event in events:
-            if isinstance(event, Tokens):
-                while len(self._choices) <= event.choice:
-                    self._choices.append(_Choice())
-                choice = self._choices[event.choice]
-                choice.texts.append(event.text)
-                if event.logprobs is not None:
-                    choice.has_logprobs = True
-                    choice.logprobs += event.logprobs
-                choice.finish_reason = event.finish_reason or choice.finish_reason
-            elif isinstance(event, Finished | Failed | Cancelled | Expired):
-                self.terminal = event
-
-    def body(self) -> Json:
-        """The endpoint's own body. Only after `Finished`."""
-        assert isinstance(self.terminal, Finished)
-        body = _shape(self._request_id, self._info, "chat.completion", "text_completion")
-        body["choices"] = [
-            self._choice(index, it, self.terminal.finish_reasons)
-            for index, it in enumerate(self._choices)
-        ]
-        body["usage"] = usage_json(self.terminal.usage)
-        return body
-
-    def _choice(self, index: int, it: _Choice, reasons: Sequence[str]) -> Json:
-        text = "".join(it.texts)
-        finish = reasons[index] if index < len(reasons) else it.finish_reason
-        if self._info.endpoint == CHAT:
-            return {
-                "index": index,
-                "message": {"role": "assistant", "content": text, "refusal": None},
-                "logprobs": _chat_logprobs(it.logprobs) if it.has_logprobs else None,
-                "finish_reason": finish,
-            }
-        return {
-            "index": index,
-            "text": text,
-            "logprobs": _completion_logprobs(it.logprobs, 0) if it.has_logprobs else None,
-            "finish_reason": finish,
-        }
+def whole_body(request_id: str, events: Iterable[Visible]) -> dict[str, Any]:
+    """The answer as one body. `events` are all visible ones, the last of them Finished."""
+    info: RequestInfo | None = None
+    texts: dict[int, list[str]] = {}
+    logprobs: dict[int, list[TokenLogprob]] = {}
+    finished: Finished | None = None
+    for event in events:
+        if isinstance(event, Accepted | Started):
+            info = info or event.info
+        elif isinstance(event, Tokens):
+            texts.setdefault(event.choice, []).append(event.text)
+            if event.logprobs is not None:
+                logprobs.setdefault(event.choice, []).extend(event.logprobs)
+        elif isinstance(event, Finished):
+            finished = event
+    if info is None or finished is None:
+        raise ValueError("an answer has a beginning and a Finished")
+    chat = info.endpoint == CHAT
+    choices: list[dict[str, Any]] = []
+    for index, reason in enumerate(finished.finish_reasons):
+        text = "".join(texts.get(index, ()))
+        if chat:
+            message = {"role": "assistant", "content": text, "refusal": None}
+            entry = {"index": index, "message": message}
+            entry["logprobs"] = chat_logprobs(logprobs.get(index))
+        else:
+            entry = {"index": index, "text": text}
+            entry["logprobs"] = completion_logprobs(logprobs.get(index))
+        choices.append({**entry, "finish_reason": reason})
+    return {
+        "id": public_id(request_id, info.endpoint),
+        "object": "chat.completion" if chat else "text_completion",
+        "created": parse_request_id(request_id).time_ms // 1000,
+        "model": info.model,
+        "service_tier": NAMES_BY_TIER[info.tier],
+        "system_fingerprint": None,
+        "choices": choices,
+        "usage": usage_object(finished.usage),
+    }
