@@ -47,6 +47,8 @@ def server_properties(node: int, nodes: Sequence[NodePorts], data_dir: Path) -> 
         "num.partitions": "1",
         "default.replication.factor": str(replication),
         "min.insync.replicas": str(in_sync),
+        # A record of 2 MiB with its batch's frame; topics say the same for clusters of others.
+        "message.max.bytes": str(3 * 1024 * 1024),
         # A leader that lacks acknowledged records must never be chosen.
         "unclean.leader.election.enable": "false",
         "offsets.topic.num.partitions": "4",

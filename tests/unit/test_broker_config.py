@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from schemas.codec import RECORD_BYTES_MAX
 from topics.broker_config import NodePorts, bootstrap, java_command, render, server_properties
 
 ONE = (NodePorts(19092, 19093),)
@@ -44,6 +45,11 @@ def test_nodes_agree_on_the_voters_and_differ_in_their_ids() -> None:
 
 def test_topics_are_never_made_by_a_typing_error() -> None:
     assert server_properties(0, ONE, Path("/data"))["auto.create.topics.enable"] == "false"
+
+
+def test_the_largest_record_fits_with_its_batch_frame() -> None:
+    limit = int(server_properties(0, ONE, Path("/data"))["message.max.bytes"])
+    assert limit >= RECORD_BYTES_MAX + 64 * 1024
 
 
 def test_a_short_session_timeout_is_allowed_so_that_takeovers_are_quick() -> None:
