@@ -13,8 +13,8 @@ from starlette.responses import Response
 from core.errors import InferlogError, Refusal
 from core.limits import Limits
 from core.stream import Visible, is_terminal
-from producer_api.http_errors import error_object, error_response, refusal_of
-from producer_api.chunks import ChunkRenderer, frame, whole_body
+from producer_api.error_responses import error_object, error_response, refusal_of
+from producer_api.rendering import ChunkRenderer, frame, whole_body
 from producer_api.streams import ClientGone, ReplyStream, ShuttingDown
 from schemas.replies import Accepted, Started, Tokens
 from schemas.requests import RequestInfo

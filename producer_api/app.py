@@ -16,9 +16,9 @@ from starlette.responses import JSONResponse, Response
 
 from core.errors import InferlogError, Refusal
 from core.limits import Limits
-from producer_api.keys import ApiKeys, load_keys
+from producer_api.auth import ApiKeys, load_keys
 from producer_api.context import ApiContext
-from producer_api.http_errors import error_response
+from producer_api.error_responses import error_response
 from producer_api.gate import Gate
 from producer_api.pipeline import Pipeline
 from producer_api.routes import openai, requests

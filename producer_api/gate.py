@@ -10,8 +10,8 @@ from typing import Any
 
 from core.errors import Refusal
 from core.limits import Limits
-from producer_api.keys import ApiKeys
-from producer_api.http_errors import error_response
+from producer_api.auth import ApiKeys
+from producer_api.error_responses import error_response
 from runtime.metrics import Metrics
 
 Message = MutableMapping[str, Any]

@@ -10,9 +10,9 @@ from core.errors import Refusal
 from core.stream import Visible, is_terminal
 from producer_api.answers import Answering, status_object
 from producer_api.context import context_of, read_background
-from producer_api.http_errors import error_object, refusal_of
+from producer_api.error_responses import error_object, refusal_of
 from producer_api.pipeline import Snapshot
-from producer_api.chunks import whole_body
+from producer_api.rendering import whole_body
 from producer_api.routes.openai import position_of, request_id_of
 from schemas.replies import Tokens
 
