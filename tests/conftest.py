@@ -1,6 +1,5 @@
 """The real parts, each started once for the whole session."""
 
-import gc
 import importlib.util
 import warnings
 from collections.abc import AsyncIterator
@@ -60,4 +59,3 @@ async def vllm_recorder(vllm_model_dir: Path) -> AsyncIterator[EngineRecorder]:
             yield await recorder.start()
         finally:
             await recorder.engine.stop()
-            gc.collect()  # closes what vLLM left open, while its warnings are still ignored

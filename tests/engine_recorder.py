@@ -59,12 +59,8 @@ class EngineRecorder:
     def submit(self, body: Body, logged: tuple[Logged, ...] = (), **fields: Any) -> int:
         run_id = next(_RUN_IDS)
         self.answers[run_id] = Answer(run_id)
-        named = {"model": self.engine.models[0].name, **fields}
-        self.engine.submit(
-            Run(
-                run_id, f"request-{run_id}", endpoint=COMPLETIONS, body=body, logged=logged, **named
-            )
-        )
+        named = {"model": self.engine.models[0].name, "endpoint": COMPLETIONS, **fields}
+        self.engine.submit(Run(run_id, f"request-{run_id}", body=body, logged=logged, **named))
         return run_id
 
     async def ended(self, run_id: int) -> Answer:
