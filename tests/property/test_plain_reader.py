@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from core.stream import Reader, is_terminal
@@ -102,6 +102,16 @@ def told_by_example(log: list[ReplyRecord], floors: dict[str, int]) -> list[str]
     return told
 
 
+MINE: dict[str, Any] = {"id": "mine", "tenant": "t", "q": "a/0", "offset": 0, "epoch": 1}
+AFTER_THE_END = Events(
+    events=(
+        Tokens(seq=0, token_ids=(1,), text="x", finish_reason="stop", **MINE),
+        Tokens(seq=1, token_ids=(2,), text="y", **MINE),
+    )
+)
+
+
+@example([AFTER_THE_END], {})
 @given(logs, floors)
 def test_the_plain_reader_shows_what_the_core_shows(
     log: list[ReplyRecord], floors: dict[str, int]
