@@ -1,17 +1,76 @@
-"""Reading given partitions: a consumer by manual assignment, without a group."""
+"""Reading: a bounded poll that can be cancelled, and a tail that survives its client."""
 
 import asyncio
-import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.errors import KafkaError, OffsetOutOfRangeError
+from aiokafka.errors import (
+    GroupAuthorizationFailedError,
+    KafkaError,
+    OffsetOutOfRangeError,
+    TopicAuthorizationFailedError,
+)
 
-from topics.ports import OffsetOutOfRange, Partition, Record
+from topics.kafka.clients import cancelled, describe, ended, in_background
+from topics.ports import LogError, OffsetOutOfRange, Partition, Record
+
+STUCK_SECONDS = 5.0
+RETRY_SECONDS = 0.2
+
+OpenConsumer = Callable[[], Awaitable[AIOKafkaConsumer]]
+AskEnds = Callable[[Sequence[Partition]], Awaitable[Mapping[Partition, int]]]
+
+_NOT_ALLOWED = (TopicAuthorizationFailedError, GroupAuthorizationFailedError)
 
 _log = logging.getLogger(__name__)
+
+
+class ClientBroken(Exception):
+    """The client's own background work has ended: only a new client helps."""
+
+
+async def poll(consumer: AIOKafkaConsumer, wait_seconds: float, count: int) -> list[Record]:
+    """The next records of a consumer, [] after the wait. Cancelling it loses none.
+
+    aiokafka's `getmany` waits without limit for a rebalance, and would count a cancelled call as
+    one under way for ever; so it is only called for what is there, and the waiting is done here.
+    Raises KafkaError or ClientBroken.
+    """
+    loop = asyncio.get_running_loop()
+    until_s = loop.time() + wait_seconds
+    subscription, fetcher = consumer._subscription, consumer._fetcher  # noqa: SLF001
+    await asyncio.sleep(0)  # a reader that is never out of records must not starve the others
+    while True:
+        if fetcher.error_future.done():
+            raise ClientBroken("the fetcher has ended")
+        waiter: asyncio.Future[None]
+        if subscription.reassignment_in_progress:
+            with subscription.fetch_context():
+                pass  # we do poll: else a long rebalance would count as idleness, and never end
+            consumer._coordinator.check_errors()  # noqa: SLF001
+            waiter = subscription.wait_for_assignment()
+        else:
+            try:
+                batches = await consumer.getmany(timeout_ms=0, max_records=count)
+            except BaseException:
+                subscription._fetch_count = 0  # noqa: SLF001  its context manager forgets this
+                raise
+            if batches:
+                return [_record(message) for batch in batches.values() for message in batch]
+            waiter = fetcher._create_fetch_waiter()  # noqa: SLF001
+        try:
+            left_s = until_s - loop.time()
+            if left_s <= 0:
+                return []
+            await asyncio.wait(
+                {waiter, fetcher.error_future}, timeout=left_s, return_when="FIRST_COMPLETED"
+            )
+        finally:
+            waiter.cancel()
+            if not waiter.cancelled() and waiter.done():
+                waiter.exception()  # the next turn raises what it says
 
 
 def _record(message: Any) -> Record:
@@ -22,56 +81,149 @@ def _record(message: Any) -> Record:
         message.timestamp,
         message.key,
         message.value,
-        tuple(message.headers),
+        message.headers,
     )
 
 
-async def fetch(consumer: AIOKafkaConsumer, wait_seconds: float, count: int) -> list[Record]:
-    """The next records of a consumer; a broker that is away means none, not an error."""
-    try:
-        batches = await consumer.getmany(timeout_ms=int(wait_seconds * 1000), max_records=count)
-    except OffsetOutOfRangeError as error:
-        raise OffsetOutOfRange(str(error)) from error
-    except KafkaError as error:
-        _log.warning("reading failed, trying again: %s", error)
-        await asyncio.sleep(min(0.5, wait_seconds))
-        return []
-    return [_record(message) for batch in batches.values() for message in batch]
+def refused_position(error: OffsetOutOfRangeError) -> tuple[Partition, int]:
+    """The partition and the position that an error speaks of."""
+    (position,) = error.args[0].items()
+    return Partition(*position[0]), int(position[1])
+
+
+class Progress:
+    """Notices a client that is silently stuck: records lie before it and none come.
+
+    `check` is called after each read that gave nothing; it asks for end offsets in the background,
+    at most every `STUCK_SECONDS`.
+    """
+
+    def __init__(self, ask_ends: AskEnds) -> None:
+        self._ask_ends = ask_ends
+        self._seen: Mapping[Partition, int] = {}
+        self._seen_s = 0.0
+        self._asking: asyncio.Task[Mapping[Partition, int]] | None = None
+
+    def check(self, positions: Mapping[Partition, int], now_s: float) -> bool:
+        """True if the same positions have stood before unread records for `STUCK_SECONDS`."""
+        if self._asking is not None:
+            if not self._asking.done():
+                return False
+            asked, self._asking = self._asking, None
+            if asked.cancelled() or asked.exception() is not None or positions != self._seen:
+                return False
+            ends = asked.result()
+            return any(ends.get(p, 0) > position for p, position in positions.items())
+        if positions != self._seen:
+            self._seen, self._seen_s = dict(positions), now_s
+        elif positions and now_s - self._seen_s > STUCK_SECONDS:
+            self._seen_s = now_s
+            self._asking = in_background(self._ask_then_wait(list(positions)))
+        return False
+
+    async def _ask_then_wait(self, partitions: list[Partition]) -> Mapping[Partition, int]:
+        ends = await self._ask_ends(partitions)
+        await asyncio.sleep(1.0)  # what came this moment may still be on its way
+        return ends
+
+    async def close(self) -> None:
+        """Ends a question that is open."""
+        if self._asking is not None:
+            await cancelled({self._asking})
 
 
 class KafkaTail:
-    """A consumer with assigned partitions and no group."""
+    """See `topics.ports.Tail`. `rebuilds` counts clients that were given up."""
 
-    def __init__(self, consumer: AIOKafkaConsumer, positions: Mapping[Partition, int]) -> None:
-        self._consumer = consumer
+    def __init__(
+        self,
+        consumer: AIOKafkaConsumer,
+        open_consumer: OpenConsumer,
+        ask_ends: AskEnds,
+        positions: Mapping[Partition, int],
+        on_rebuild: Callable[[], None],
+    ) -> None:
+        self.rebuilds = 0
+        self._consumer: AIOKafkaConsumer | None = consumer
+        self._open_consumer = open_consumer
+        self._opening: asyncio.Task[AIOKafkaConsumer] | None = None
+        self._progress = Progress(ask_ends)
         self._positions: dict[Partition, int] = {}
+        self._on_rebuild = on_rebuild
         self.assign(positions)
 
     def assign(self, positions: Mapping[Partition, int]) -> None:
-        """See `topics.ports.Tail`."""
         self._positions = dict(positions)
-        self._consumer.assign([TopicPartition(*partition) for partition in positions])
-        for partition, offset in positions.items():
-            self._consumer.seek(TopicPartition(*partition), offset)
+        if self._consumer is not None:
+            self._place(self._consumer)
 
-    async def read(self, max_wait_seconds: float = 0.5, max_records: int = 1000) -> list[Record]:
-        """See `topics.ports.Tail`."""
-        records = await fetch(self._consumer, max_wait_seconds, max_records)
-        for record in records:
-            self._positions[Partition(record.topic, record.partition)] = record.offset + 1
-        return records
+    def _place(self, consumer: AIOKafkaConsumer) -> None:
+        consumer.assign([TopicPartition(*partition) for partition in self._positions])
+        for partition, offset in self._positions.items():
+            consumer.seek(TopicPartition(*partition), offset)
 
     def position(self, partition: Partition) -> int:
-        """See `topics.ports.Tail`."""
         return self._positions[partition]
 
+    async def read(self, max_wait_seconds: float = 0.5, max_records: int = 1000) -> list[Record]:
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + max_wait_seconds
+        consumer = await self._client(max_wait_seconds)
+        if consumer is None:
+            return []
+        try:
+            records = await poll(consumer, until_s - loop.time(), max_records)
+        except OffsetOutOfRangeError as error:
+            partition, position = refused_position(error)
+            if self._positions.get(partition) == position:
+                raise OffsetOutOfRange(f"{partition}: {position} is not on the log") from error
+            return []  # of an assignment that was replaced since
+        except _NOT_ALLOWED as error:
+            raise LogError(f"reading: {describe(error)}") from error
+        except (KafkaError, ClientBroken) as error:
+            self._rebuild(describe(error))
+            return []
+        for record in records:
+            self._positions[Partition(record.topic, record.partition)] = record.offset + 1
+        if not records and self._progress.check(self._positions, loop.time()):
+            self._rebuild("records are there and do not come")
+        return records
+
+    def _rebuild(self, reason: str) -> None:
+        _log.warning("a reader is given up and made anew: %s", reason)
+        self.rebuilds += 1
+        self._on_rebuild()
+        consumer, self._consumer = self._consumer, None
+        in_background(ended(consumer))
+
+    async def _client(self, max_wait_seconds: float) -> AIOKafkaConsumer | None:
+        """The client, None if a new one could not be had within the wait."""
+        if self._consumer is not None:
+            return self._consumer
+        if self._opening is None:
+            self._opening = in_background(self._open_consumer())
+        await asyncio.wait({self._opening}, timeout=max_wait_seconds)
+        if not self._opening.done():
+            return None
+        opening, self._opening = self._opening, None
+        if isinstance(opening.exception(), LogError):
+            await asyncio.sleep(min(RETRY_SECONDS, max_wait_seconds))
+            return None
+        self._consumer = opening.result()
+        self._place(self._consumer)
+        return self._consumer
+
     async def close(self) -> None:
-        """Ends the client."""
-        await stop_consumer(self._consumer)
+        await self._progress.close()
+        if self._opening is not None:
+            in_background(_end_opened(self._opening))
+            self._opening = None
+        consumer, self._consumer = self._consumer, None
+        if consumer is not None:
+            await ended(consumer)
 
 
-async def stop_consumer(consumer: AIOKafkaConsumer) -> None:
-    """Ends a consumer, bounded in time."""
-    with contextlib.suppress(TimeoutError, KafkaError):
-        async with asyncio.timeout(5.0):
-            await consumer.stop()
+async def _end_opened(opening: "asyncio.Task[AIOKafkaConsumer]") -> None:
+    await asyncio.wait({opening})
+    if opening.exception() is None:
+        await ended(opening.result())

@@ -1,18 +1,8 @@
-"""TLS and SASL settings, and the one way a call to the broker is bounded."""
+"""TLS and SASL settings."""
 
-import asyncio
 import ssl
-from collections.abc import Awaitable
 from dataclasses import dataclass
-from typing import Any, TypeVar
-
-from aiokafka.errors import KafkaError
-
-from topics.ports import LogError
-
-CALL_SECONDS_MAX = 10.0
-
-T = TypeVar("T")
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +31,3 @@ class Security:
             given["sasl_plain_username"] = self.sasl_username
             given["sasl_plain_password"] = self.sasl_password
         return given
-
-
-async def bounded(call: Awaitable[T], what: str, seconds: float = CALL_SECONDS_MAX) -> T:
-    """Awaits a call for at most `seconds`. Raises LogError, whatever went wrong on the way."""
-    try:
-        async with asyncio.timeout(seconds):
-            return await call
-    except TimeoutError:
-        raise LogError(f"{what}: no answer from the broker in {seconds} s") from None
-    except (KafkaError, OSError) as error:
-        raise LogError(f"{what}: {type(error).__name__}: {error}") from error
