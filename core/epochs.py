@@ -36,9 +36,7 @@ class FenceLog:
     def feed(self, offset: int, time_ms: int, record: FenceRecord) -> None:
         """Takes the record at `offset`, appended at `time_ms` (broker time)."""
         if isinstance(record, Acquired):
-            self._add(
-                Ownership(offset, record.qs, record.incarnation, record.ends, None, time_ms)
-            )
+            self._add(Ownership(offset, record.qs, record.incarnation, record.ends, None, time_ms))
         elif isinstance(record, Fenced):
             known = self._by_epoch.get(record.epoch)
             if known is not None and known.ends_after is None:
@@ -91,15 +89,14 @@ class FenceLog:
                     floors[q] = max(floors.get(q, -1), owner.epoch)
         start = position
         for owner in self._by_epoch.values():
-            if partition < len(owner.ends_before) and owner.ends_before[partition] < position:
-                if any(owner.epoch > floors.get(q, -1) for q in owner.qs):
-                    start = min(start, owner.ends_before[partition])
+            speaks = partition < len(owner.ends_before)
+            above = any(owner.epoch > floors.get(q, -1) for q in owner.qs)
+            if speaks and above:
+                start = min(start, owner.ends_before[partition])
         return floors, start
 
     def prune(self, before_ms: int) -> None:
         """Forgets owners last heard of before `before_ms`, except the highest of each q."""
         for epoch, owner in list(self._by_epoch.items()):
-            if owner.time_ms < before_ms and all(
-                self._highest[q] is not owner for q in owner.qs
-            ):
+            if owner.time_ms < before_ms and all(self._highest[q] is not owner for q in owner.qs):
                 del self._by_epoch[epoch]

@@ -5,176 +5,49 @@ which tokens run; this core knows slots and deadlines, never the engine's memory
 """
 
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from enum import Enum
-from typing import Literal
+from collections.abc import Iterable
 
-from core.offsets import Handle
-from core.runs import Logged, Output, Report, Run, RunEnded
+from core.runs import Output, Report, Run, RunEnded
 from core.stream import Key
+from core.work import (
+    AbortOnEngine,
+    Arrived,
+    CancelRequested,
+    CapacityChanged,
+    Command,
+    CompleteOffset,
+    Deadline,
+    Draining,
+    Dropped,
+    EndWork,
+    EngineReported,
+    Event,
+    Phase,
+    PublishReply,
+    StartOnEngine,
+    Tick,
+    Work,
+)
 from schemas.replies import (
-    AnyEvent,
+    AnyTerminal,
     Cancelled,
     ErrorInfo,
     Expired,
     Failed,
     Finished,
-    FinishReason,
     Started,
     Tokens,
     TokenUsage,
 )
-from schemas.requests import TIERS, Request, Tier
-
-Deadline = Literal["start", "first_token", "total"]
-
-
-class Phase(Enum):
-    """The life of a piece of work inside one worker."""
-
-    WAITING = "waiting"
-    RUNNING = "running"
-    ENDED = "ended"
-
-
-@dataclass(slots=True, eq=False)
-class Work:
-    """One request record that this worker owns, from pick-up to its terminal.
-
-    Times are seconds of the worker's monotonic clock. `counts` are the tokens of each choice that
-    were handed to the log so far; `resume` what older owners had logged. `suspect`: an older owner
-    may have started it; `spoken`: one did, so its events may be the visible ones.
-    """
-
-    request: Request
-    q: str
-    offset: int
-    epoch: int
-    reply_partition: int
-    handle: Handle
-    append_ms: int
-    arrived_s: float
-    start_by_s: float
-    end_by_s: float
-    starts: int = 0
-    suspect: bool = False
-    spoken: bool = False
-    resume: tuple[Logged, ...] = ()
-    counts: list[int] = field(default_factory=list)
-    reasons: list[FinishReason | None] = field(default_factory=list)
-    phase: Phase = Phase.WAITING
-    run_id: int = -1
-    started_s: float | None = None
-    first_token_s: float | None = None
-    first_token_by_s: float | None = None
-    last_token_s: float | None = None
-    followers: list[Handle] = field(default_factory=list)
-
-    @property
-    def key(self) -> Key:
-        """(tenant, id)."""
-        return self.request.tenant, self.request.id
-
-
-@dataclass(frozen=True, slots=True)
-class Arrived:
-    """A record was picked up, decoded and found runnable."""
-
-    work: Work
-
-
-@dataclass(frozen=True, slots=True)
-class CancelRequested:
-    """A cancel was read from `control`."""
-
-    tenant: str
-    request_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class EngineReported:
-    """All reports of one engine step."""
-
-    reports: Sequence[Report]
-
-
-@dataclass(frozen=True, slots=True)
-class CapacityChanged:
-    """The engine has this many slots now (0 while it is away)."""
-
-    slots: int
-
-
-@dataclass(frozen=True, slots=True)
-class Dropped:
-    """The worker does not own these request partitions any more, or not under that epoch."""
-
-    qs: frozenset[str]
-
-
-@dataclass(frozen=True, slots=True)
-class Draining:
-    """No new starts from now on."""
-
-
-@dataclass(frozen=True, slots=True)
-class Tick:
-    """Time has passed: look at the deadlines."""
-
-
-Event = Arrived | CancelRequested | EngineReported | CapacityChanged | Dropped | Draining | Tick
-
-
-@dataclass(frozen=True, slots=True)
-class StartOnEngine:
-    """Publish `started`, then (at once, or after its ack if `awaited`) submit the run."""
-
-    work: Work
-    run: Run
-    started: Started
-    awaited: bool
-
-
-@dataclass(frozen=True, slots=True)
-class AbortOnEngine:
-    """Free the slot of a run."""
-
-    run_id: int
-
-
-@dataclass(frozen=True, slots=True)
-class PublishReply:
-    """Append an event of this work to its reply partition."""
-
-    work: Work
-    event: AnyEvent
-
-
-@dataclass(frozen=True, slots=True)
-class EndWork:
-    """The terminal: publish it and the usage; the offset is complete once all is acknowledged."""
-
-    work: Work
-    event: Finished | Failed | Cancelled | Expired
-    prompt_tokens: int
-    cached_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class CompleteOffset:
-    """Nothing is to be said: the offset is complete at once."""
-
-    handle: Handle
-
-
-Command = StartOnEngine | AbortOnEngine | PublishReply | EndWork | CompleteOffset
+from schemas.requests import TIERS, Tier
 
 
 class Scheduler:
     """Premium first, first come first served within a tier, up to the engine's slots."""
 
-    def __init__(self, worker_id: str, slots: int, *, cancelled_max: int, run_seconds: float) -> None:
+    def __init__(
+        self, worker_id: str, slots: int, *, cancelled_max: int, run_seconds: float
+    ) -> None:
         self.slots = slots
         self._worker_id = worker_id
         self._run_seconds = run_seconds
@@ -335,7 +208,7 @@ class Scheduler:
             cached_tokens=ended.cached_tokens,
         )
         event = Finished(
-            **self._base(work),
+            **work.terminal_fields(),
             usage=usage,
             finish_reasons=tuple(reason or "stop" for reason in work.reasons),
         )
@@ -343,20 +216,10 @@ class Scheduler:
 
     # --- ways to end
 
-    def _base(self, work: Work) -> dict[str, object]:
-        return {
-            "id": work.request.id,
-            "tenant": work.request.tenant,
-            "q": work.q,
-            "offset": work.offset,
-            "epoch": work.epoch,
-            "counts": tuple(work.counts),
-        }
-
     def _end(
         self,
         work: Work,
-        event: Finished | Failed | Cancelled | Expired,
+        event: AnyTerminal,
         commands: list[Command],
         prompt_tokens: int = 0,
         cached_tokens: int = 0,
@@ -373,14 +236,14 @@ class Scheduler:
         commands.append(EndWork(work, event, prompt_tokens, cached_tokens))
 
     def _end_failed(self, work: Work, error: ErrorInfo, commands: list[Command]) -> None:
-        self._end(work, Failed(**self._base(work), error=error), commands)
+        self._end(work, Failed(**work.terminal_fields(), error=error), commands)
 
     def _end_cancelled(self, work: Work, commands: list[Command]) -> None:
         self._cancelled.pop(work.key, None)
-        self._end(work, Cancelled(**self._base(work)), commands)
+        self._end(work, Cancelled(**work.terminal_fields()), commands)
 
     def _end_expired(self, work: Work, deadline: Deadline, commands: list[Command]) -> None:
-        self._end(work, Expired(**self._base(work), deadline=deadline), commands)
+        self._end(work, Expired(**work.terminal_fields(), deadline=deadline), commands)
 
     def fail(self, work: Work, error: ErrorInfo) -> list[Command]:
         """Ends one request with an error found outside (bad body, unresumable, too large)."""

@@ -171,7 +171,9 @@ class Reader:
         state.gap = state.gap or any(
             said > seen for said, seen in zip(event.counts, state.counts, strict=False)
         )
-        error = ErrorInfo(code="interrupted", message="The answer could not be continued faithfully.")
+        error = ErrorInfo(
+            code="interrupted", message="The answer could not be continued faithfully."
+        )
         state.terminal = Failed(
             id=event.id,
             tenant=event.tenant,

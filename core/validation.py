@@ -117,7 +117,7 @@ def _check_format(wanted: ResponseFormat, limits: Limits) -> None:
         _check(wanted.schema is None, "response_format", "of type json_object takes no schema")
         return
     _check(wanted.schema is not None, "response_format", "of type json_schema needs a schema")
-    nodes = [(wanted.schema, 1)]
+    nodes: list[tuple[Any, int]] = [(wanted.schema, 1)]
     size = 0
     while nodes:
         node, depth = nodes.pop()

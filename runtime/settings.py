@@ -8,18 +8,15 @@ itself a dataclass, `prefix` goes before the variables and flags of its fields.
 
 import dataclasses
 import difflib
-import math
-import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, TypeVar
+
+from runtime.setting_values import check_range, kind_of, parse, show
 
 T = TypeVar("T")
 
 PREFIX = "INFERLOG_"
-_TRUE = {"1", "true", "yes", "on"}
-_FALSE = {"0", "false", "no", "off"}
 _MASK = "***"
 
 
@@ -121,19 +118,6 @@ def _separator(field: "dataclasses.Field[Any]") -> str:
     return str(field.metadata.get("separator", ","))
 
 
-def show(value: Any, separator: str = ",") -> str:
-    """A value as it would be typed."""
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, float):
-        return f"{value:g}" if abs(value) < 1e6 else str(value)
-    if isinstance(value, tuple):
-        return separator.join(map(show, value))
-    return str(value)
-
-
 _Found = tuple["dataclasses.Field[Any]", Any, str, str]
 
 
@@ -151,7 +135,7 @@ def _walk(cls: type[Any], prefix: str, path: str) -> Iterator[_Found]:
 
 def _setting(field: "dataclasses.Field[Any]", hint: Any, path: str, env: str) -> Setting:
     meta = field.metadata
-    kind, many, choices = _kind(hint)
+    kind, many, choices = kind_of(hint)
     required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
     default = None
     if not required and not meta.get("secret"):
@@ -204,8 +188,8 @@ def _fill(
                 problems.append(f"{env} is not set: {field.metadata.get('help', name)}")
             continue
         try:
-            value = _parse(hint, raw, _separator(field)) if isinstance(raw, str | list) else raw
-            _check_range(value, field.metadata)
+            value = parse(hint, raw, _separator(field)) if isinstance(raw, str | list) else raw
+            check_range(value, field.metadata)
         except ValueError as error:
             shown = "" if field.metadata.get("secret") else f"={raw}"
             problems.append(f"{source}{shown}: {error}")
@@ -218,86 +202,3 @@ def _fill(
     except ValueError as error:
         problems.append(str(error))
         return None
-
-
-def _check_range(value: Any, meta: Mapping[str, Any]) -> None:
-    low, high = meta.get("min"), meta.get("max")
-    for number in value if isinstance(value, tuple) else (value,):
-        if isinstance(number, int | float) and not isinstance(number, bool):
-            if low is not None and number < low:
-                raise ValueError(f"at least {low} is needed")
-            if high is not None and number > high:
-                raise ValueError(f"at most {high} is possible")
-
-
-def _kind(hint: Any) -> tuple[str, bool, tuple[str, ...]]:
-    """A word for the type, whether it takes several values, and the choices if they are listed."""
-    inner = _not_optional(hint)
-    origin = typing.get_origin(inner)
-    if origin is tuple:
-        word, _, choices = _kind(typing.get_args(inner)[0])
-        return word, True, choices
-    if origin is typing.Literal:
-        return "choice", False, tuple(map(str, typing.get_args(inner)))
-    words = {int: "number", float: "number", bool: "switch", str: "text", Path: "path"}
-    if inner not in words:
-        raise TypeError(f"settings cannot hold {inner!r}")
-    return words[inner], False, ()
-
-
-def _not_optional(hint: Any) -> Any:
-    if typing.get_origin(hint) in {typing.Union, types.UnionType}:
-        inner = [each for each in typing.get_args(hint) if each is not type(None)]
-        if len(inner) == 1:
-            return inner[0]
-    return hint
-
-
-def _parse(hint: Any, raw: str | list[str], separator: str = ",") -> Any:
-    inner = _not_optional(hint)
-    if typing.get_origin(inner) is tuple:
-        texts = raw.split(separator) if isinstance(raw, str) else raw
-        element = typing.get_args(inner)[0]
-        return tuple(_parse(element, text.strip()) for text in texts if text.strip())
-    if isinstance(raw, list):
-        raise ValueError("one value is expected")  # noqa: TRY004  (a typed value)
-    if typing.get_origin(inner) is typing.Literal:
-        choices = typing.get_args(inner)
-        if raw not in choices:
-            raise ValueError(f"one of {', '.join(map(str, choices))} is expected")
-        return raw
-    return _PARSERS[inner](raw)
-
-
-def _parse_int(raw: str) -> int:
-    try:
-        return int(raw.replace("_", ""))
-    except ValueError:
-        raise ValueError("a whole number is expected") from None
-
-
-def _parse_float(raw: str) -> float:
-    try:
-        number = float(raw.replace("_", ""))
-    except ValueError:
-        raise ValueError("a number is expected") from None
-    if not math.isfinite(number):
-        raise ValueError("a finite number is expected")
-    return number
-
-
-def _parse_bool(raw: str) -> bool:
-    if raw.lower() in _TRUE:
-        return True
-    if raw.lower() in _FALSE:
-        return False
-    raise ValueError("true or false is expected")
-
-
-_PARSERS: dict[Any, Callable[[str], Any]] = {
-    int: _parse_int,
-    float: _parse_float,
-    bool: _parse_bool,
-    str: str,
-    Path: lambda raw: Path(raw).expanduser(),
-}

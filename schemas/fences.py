@@ -10,7 +10,7 @@ from schemas.wire import Wire
 
 
 class Acquired(Wire, frozen=True, kw_only=True, tag="acquired", tag_field="record"):
-    """"A": an owner takes `qs`; `ends` were taken before any of its fences was written."""
+    """A: an owner takes `qs`; `ends` were taken before any of its fences was written."""
 
     qs: tuple[str, ...]
     incarnation: str
@@ -19,7 +19,7 @@ class Acquired(Wire, frozen=True, kw_only=True, tag="acquired", tag_field="recor
 
 
 class Fenced(Wire, frozen=True, kw_only=True, tag="fenced", tag_field="record"):
-    """"B": every fence of `epoch` is acknowledged; `ends` were taken after that."""
+    """B: every fence of `epoch` is acknowledged; `ends` were taken after that."""
 
     epoch: int
     ends: tuple[int, ...]

@@ -6,7 +6,7 @@ from schemas.requests import Endpoint, Tier
 from schemas.wire import Wire
 
 
-class Claim(Wire):
+class Claim(Wire, frozen=True):
     """On `claims`: binds (tenant, idempotency key) to a request id. The first live one wins.
 
     `fingerprint` is the SHA-256 (hex) of the canonical payload; `q` (`topic/partition`) is where the
@@ -22,7 +22,7 @@ class Claim(Wire):
     v: Literal[1] = 1
 
 
-class Control(Wire):
+class Control(Wire, frozen=True):
     """On `control`, read by everyone: cancel a request; later also delete, drain, load, unload."""
 
     kind: Literal["cancel", "delete", "drain", "load", "unload"]
@@ -37,7 +37,7 @@ class Control(Wire):
 Outcome = Literal["finished", "failed", "cancelled", "expired"]
 
 
-class Usage(Wire):
+class Usage(Wire, frozen=True):
     """On `usage`: what one request took. One row per request id survives in a ledger."""
 
     request_id: str
@@ -59,7 +59,7 @@ class Usage(Wire):
     v: Literal[1] = 1
 
 
-class ModelState(Wire):
+class ModelState(Wire, frozen=True):
     """A model on a worker: context length in tokens, and whether it takes requests."""
 
     name: str
@@ -67,7 +67,7 @@ class ModelState(Wire):
     state: Literal["loading", "ready", "draining"]
 
 
-class WorkerState(Wire):
+class WorkerState(Wire, frozen=True):
     """On `workers`, keyed by worker id: every 2 s and on change; a tombstone when it leaves."""
 
     worker_id: str
@@ -85,7 +85,7 @@ class WorkerState(Wire):
     v: Literal[1] = 1
 
 
-class Start(Wire):
+class Start(Wire, frozen=True):
     """One start in the history of a dead letter."""
 
     epoch: int
@@ -93,7 +93,7 @@ class Start(Wire):
     worker: str
 
 
-class DeadLetter(Wire):
+class DeadLetter(Wire, frozen=True):
     """On `dead-letters`: a record that was not, or not to the end, processed, and why.
 
     `key` and `value` are the original bytes (base64 in JSON); so are header values.

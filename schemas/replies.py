@@ -10,7 +10,7 @@ from schemas.requests import RequestInfo
 from schemas.wire import Wire
 
 
-class TokenLogprob(Wire):
+class TokenLogprob(Wire, frozen=True):
     """The log probability of one token and of its most likely alternatives (text, logprob)."""
 
     token: str
@@ -18,7 +18,7 @@ class TokenLogprob(Wire):
     top: tuple[tuple[str, float], ...] = ()
 
 
-class TokenUsage(Wire):
+class TokenUsage(Wire, frozen=True):
     """Token counts as the client is told them; `cached_tokens` are part of `prompt_tokens`."""
 
     prompt_tokens: int
@@ -26,7 +26,7 @@ class TokenUsage(Wire):
     cached_tokens: int = 0
 
 
-class ErrorInfo(Wire):
+class ErrorInfo(Wire, frozen=True):
     """A failure as the client is told it: `code` is one of `core.errors`, `param` may name a field."""
 
     code: str

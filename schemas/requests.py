@@ -15,7 +15,7 @@ COMPLETIONS: Endpoint = "/v1/completions"
 Role = Literal["system", "developer", "user", "assistant"]
 
 
-class Message(Wire):
+class Message(Wire, frozen=True):
     """One chat message. `content` is text; parts of type text are joined before they get here."""
 
     role: Role
@@ -23,14 +23,14 @@ class Message(Wire):
     name: str | None = None
 
 
-class ResponseFormat(Wire):
+class ResponseFormat(Wire, frozen=True):
     """Guided decoding: any JSON object, or JSON that follows `schema` (a JSON Schema)."""
 
     type: Literal["json_object", "json_schema"]
     schema: dict[str, Any] | None = None
 
 
-class Body(Wire):
+class Body(Wire, frozen=True):
     """The validated, canonical form of what is to be run; the same for every endpoint.
 
     Exactly one of `messages` (chat) and `prompt` (completions) is set. `max_tokens` None means what
@@ -53,7 +53,7 @@ class Body(Wire):
     response_format: ResponseFormat | None = None
 
 
-class Deadlines(Wire):
+class Deadlines(Wire, frozen=True):
     """Budgets in seconds, counted from the record's append time on the broker's clock.
 
     `start_seconds`: to the first start; `first_token_seconds`: from the latest start to the first
@@ -65,7 +65,7 @@ class Deadlines(Wire):
     total_seconds: float = 600.0
 
 
-class RequestInfo(Wire):
+class RequestInfo(Wire, frozen=True):
     """What any replica must know of a request to answer for it before its first token."""
 
     endpoint: Endpoint
@@ -77,7 +77,7 @@ class RequestInfo(Wire):
     total_seconds: float = 600.0
 
 
-class Request(Wire):
+class Request(Wire, frozen=True):
     """A record on `requests.<pool>.<tier>`.
 
     `id` is a UUIDv7 with the reply partition (`schemas.ids`). `reply_from` is a hint: an offset of

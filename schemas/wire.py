@@ -3,7 +3,9 @@
 import msgspec
 
 
-class Wire(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+class Wire(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
+):
     """Unknown fields are refused: a misspelt option of a topic producer must not be ignored.
 
     Fields that hold their default are not written. Formats change in two steps (readers first,

@@ -2,15 +2,14 @@
 
 from collections.abc import Callable
 
-from core.scheduler import Work
+from consumers.inference.intake import Parked
+from consumers.inference.ledger_writer import LedgerWriter
+from core.work import Work
 from schemas.codec import encode
 from schemas.operations import DeadLetter, Outcome, Usage
 from schemas.replies import AnyTerminal, Cancelled, Expired, Finished
 from topics.catalogue import DEAD_LETTERS, USAGE
 from topics.ports import Log, Record
-
-from consumers.inference.intake import Parked
-from consumers.inference.ledger_writer import LedgerWriter
 
 DEAD_LETTER_VALUE_BYTES_MAX = 1024 * 1024
 

@@ -10,8 +10,8 @@ from core.errors import Refusal
 from core.limits import Limits
 from core.offsets import Handle
 from core.recovery import Done, Interrupt, Resume, Verdict
-from core.scheduler import Work
 from core.validation import check_request
+from core.work import Work
 from schemas.codec import UndecodableRecord, decode_request
 from schemas.envelope import REQUEST_ID, TENANT, header_text
 from schemas.ids import parse_request_id
@@ -149,5 +149,3 @@ def apply_verdict(work: Work, verdict: Verdict) -> ErrorInfo | Done | None:
     if isinstance(verdict, Resume):
         work.resume = verdict.logged
     return None
-
-

@@ -8,7 +8,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from core.scheduler import Work
+from core.work import Work
 from schemas.codec import UndecodableRecord
 from schemas.ids import parse_request_id
 from topics.fence_tail import FenceTail

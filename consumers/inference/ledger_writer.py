@@ -82,9 +82,7 @@ class LedgerWriter:
         self._under_way += 1
         future.add_done_callback(lambda done: self._done(appender, entry, done))
 
-    def _done(
-        self, appender: Appender, entry: _Entry, future: "asyncio.Future[Appended]"
-    ) -> None:
+    def _done(self, appender: Appender, entry: _Entry, future: "asyncio.Future[Appended]") -> None:
         self._under_way -= 1
         error = LogError("cancelled") if future.cancelled() else future.exception()
         if error is None:

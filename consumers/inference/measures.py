@@ -1,10 +1,10 @@
 """The worker's metrics, at the places where the worker knows the figure."""
 
-from core.scheduler import Scheduler, Work
+from consumers.inference.engine.ports import Engine
+from core.scheduler import Scheduler
+from core.work import Work
 from runtime.metrics import Metrics
 from schemas.replies import AnyEvent, AnyTerminal, Cancelled, Expired, Finished, Tokens
-
-from consumers.inference.engine.ports import Engine
 
 
 class Measures:

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from consumers.inference.replies import ReplyWriter
 from core.offsets import CommitPoint, OffsetTracker, decode_positions, encode_positions
 from core.recovery import Fold, RunFresh, Verdict
 from core.stream import Key
@@ -18,8 +19,6 @@ from schemas.requests import Body
 from topics.fence_tail import FENCES, FenceTail
 from topics.ports import Committed, Log, LogError, Partition
 from topics.scan import REPLIES, late_reader, scan
-
-from consumers.inference.replies import ReplyWriter
 
 ACKS_SECONDS_MAX = 10.0
 
@@ -188,7 +187,9 @@ class Ownership:
                     it.found[offset] = (index, position)
 
 
-async def unchanged_commit(log: Log, group: str, qs: frozenset[Partition]) -> dict[Partition, Committed]:
+async def unchanged_commit(
+    log: Log, group: str, qs: frozenset[Partition]
+) -> dict[Partition, Committed]:
     """What a commit must say to change nothing: offset and metadata as they are."""
     wanted = sorted(qs)
     committed = await log.committed(group, wanted)

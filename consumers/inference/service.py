@@ -13,16 +13,6 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
 
-from core.errors import InferlogError
-from core.scheduler import Work
-from runtime.clock import BrokerClock
-from runtime.metrics import Metrics
-from schemas.codec import encode
-from schemas.operations import ModelState, WorkerState
-from topics.catalogue import REPLIES, WORKERS
-from topics.fence_tail import FenceTail
-from topics.ports import Log, LogError
-
 from consumers.inference.accounts import Accounts
 from consumers.inference.cancels import CancelTail
 from consumers.inference.engine.options import make_engine
@@ -34,6 +24,15 @@ from consumers.inference.replies import ReplyWriter
 from consumers.inference.settings import WorkerSettings
 from consumers.inference.tier import TierConsumer
 from consumers.inference.worker import Worker
+from core.errors import InferlogError
+from core.work import Work
+from runtime.clock import BrokerClock
+from runtime.metrics import Metrics
+from schemas.codec import encode
+from schemas.operations import ModelState, WorkerState
+from topics.catalogue import REPLIES, WORKERS
+from topics.fence_tail import FenceTail
+from topics.ports import Log, LogError
 
 ANNOUNCE_SECONDS = 2.0
 
@@ -247,4 +246,3 @@ class InferenceService:
             await self._ledger.close()
             await self._fence_tail.close()
         await self._log.close()
-

@@ -8,15 +8,16 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Iterable
-from typing import Protocol
 
+from consumers.inference.commits import Commits
+from consumers.inference.hosting import Host
+from consumers.inference.ownership import Owned, Ownership
+from consumers.inference.replies import ReplyWriter
 from schemas.codec import UndecodableRecord
 from schemas.requests import Tier
 from topics.catalogue import request_topic
 from topics.fence_tail import FenceTail
 from topics.ports import (
-    Committed,
-    CommitRefused,
     Log,
     LogError,
     Member,
@@ -25,38 +26,9 @@ from topics.ports import (
     Record,
 )
 
-from consumers.inference.ownership import Owned, Ownership, unchanged_commit
-from consumers.inference.replies import ReplyWriter
-
-COMMIT_INTERVAL_SECONDS = 0.1
-SILENT_SHARE = 0.8
 RETRY_SECONDS_MAX = 2.0
 
 _log = logging.getLogger(__name__)
-
-
-class Host(Protocol):
-    """What a tier needs of the worker."""
-
-    def pick_up(self, tier: "TierConsumer", owned: Owned, record: Record) -> None:
-        """Takes a record that this worker owns; the offset is not tracked yet."""
-        ...
-
-    def room(self, tier: Tier) -> int:
-        """How many more records of the tier may be picked up now."""
-        ...
-
-    def drop(self, qs: frozenset[str]) -> None:
-        """Forgets all work of these request partitions."""
-        ...
-
-    async def cover_cancels(self, since_ms: int) -> None:
-        """Makes sure that cancels appended since then are known."""
-        ...
-
-    def count(self, what: str, reason: str = "") -> None:
-        """Counts `rebalance`, `commit`, `epoch_ended` … in the worker's metrics."""
-        ...
 
 
 class TierConsumer:
@@ -74,7 +46,7 @@ class TierConsumer:
         span_offsets: int,
         skew_ms: int,
     ) -> None:
-        incarnation, self._fence_tail, writer = ownership_parts
+        incarnation, self.fence_tail, writer = ownership_parts
         self.tier = tier
         self.topic = request_topic(pool, tier)
         self.group = f"inferlog.{self.topic}"
@@ -83,19 +55,20 @@ class TierConsumer:
         self.room_made = asyncio.Event()
         self._log = log
         self._host = host
-        self._ownership = Ownership(
-            log, self.group, incarnation, self._fence_tail, writer, span_offsets
+        self.ownership = Ownership(
+            log, self.group, incarnation, self.fence_tail, writer, span_offsets
         )
         self._session_seconds = session_timeout_seconds
         self._span_offsets = span_offsets
         self._skew_ms = skew_ms
-        self._assigned: frozenset[Partition] = frozenset()
-        self._assignment_number = 0
-        self._paused_for_room = False
+        self.assigned: frozenset[Partition] = frozenset()
+        self.assignment_number = 0
+        self.paused_for_room = False
         self._wanted: set[Partition] = set()
         self._owning: asyncio.Task[None] | None = None
         self._epoch_ended = asyncio.Event()
-        self._accepted_s = 0.0
+        self.accepted_s = 0.0
+        self._commits = Commits(self, log, host, session_timeout_seconds)
         self._loops: list[asyncio.Task[None]] = []
         self._reading = True
 
@@ -110,22 +83,22 @@ class TierConsumer:
         )
         self._loops = [
             asyncio.create_task(self._read_loop(), name=f"read-{self.tier}"),
-            asyncio.create_task(self._commit_loop(), name=f"commit-{self.tier}"),
+            asyncio.create_task(self._commits.follow(), name=f"commit-{self.tier}"),
             asyncio.create_task(self._watch_fences(), name=f"watch-{self.tier}"),
         ]
         return self._loops
 
     # --- the group's hooks: inside a rebalance, so quick
 
-    async def _on_revoked(self, qs: frozenset[Partition]) -> None:
-        self._assigned = frozenset()
-        self._assignment_number += 1
+    async def _on_revoked(self, _qs: frozenset[Partition]) -> None:
+        self.assigned = frozenset()
+        self.assignment_number += 1
         await self._stop_owning()
 
     async def _on_assigned(self, qs: frozenset[Partition]) -> None:
         self._host.count("rebalance")
-        self._assigned = qs
-        self._accepted_s = asyncio.get_running_loop().time()
+        self.assigned = qs
+        self.accepted_s = asyncio.get_running_loop().time()
         lost = set(self.owned) - qs
         if lost:
             self._forget(lost)
@@ -149,7 +122,7 @@ class TierConsumer:
         _log.warning("epochs of %s ended: %s", ", ".join(map(str, sorted(ended))), reason)
         self._host.count("epoch_ended", reason)
         self._forget(ended)
-        self._wanted |= ended & self._assigned
+        self._wanted |= ended & self.assigned
         self._epoch_ended.set()
 
     def _forget(self, qs: set[Partition]) -> None:
@@ -157,7 +130,7 @@ class TierConsumer:
             del self.owned[q]
         self._host.drop(frozenset(map(str, qs)))
         if self.member is not None:
-            self.member.pause(q for q in qs if q in self._assigned)
+            self.member.pause(q for q in qs if q in self.assigned)
 
     async def _own_loop(self) -> None:
         """Lives as long as the assignment: keeps (step 0), acquires, acquires again."""
@@ -189,9 +162,9 @@ class TierConsumer:
         kept = self._wanted & set(self.owned)
         if not kept:
             return
-        await self._fence_tail.caught_up()
+        await self.fence_tail.caught_up()
         kept &= set(self.owned)
-        fresh = {q for q in kept if self._fence_tail.fences.highest(str(q)) == self.owned[q].epoch}
+        fresh = {q for q in kept if self.fence_tail.fences.highest(str(q)) == self.owned[q].epoch}
         if kept - fresh:
             self.end_epochs("overtaken", kept - fresh)
         for q in fresh:
@@ -200,20 +173,10 @@ class TierConsumer:
 
     async def _confirm(self) -> None:
         """An unchanged commit, begun after the doubt, is accepted: we are still a member."""
-        await self._commit_unchanged(frozenset(self._wanted))
-
-    async def _commit_unchanged(self, qs: frozenset[Partition]) -> None:
-        assert self.member is not None
-        assignment = self._assignment_number
-        begun_s = asyncio.get_running_loop().time()
-        unchanged = await unchanged_commit(self._log, self.group, qs)
-        if assignment != self._assignment_number:
-            raise CommitRefused("the assignment changed meanwhile")  # else it could go back
-        await self.member.commit(unchanged)
-        self._accepted_s = begun_s
+        await self._commits.commit_unchanged(frozenset(self._wanted))
 
     async def _acquire(self, qs: frozenset[Partition]) -> None:
-        acquired = await self._ownership.acquire(qs)
+        acquired = await self.ownership.acquire(qs)
         for q, owned in acquired.items():
             if owned.tracker.next < owned.suspect_end:
                 await self._host.cover_cancels(await self._append_time_ms(q, owned) - self._skew_ms)
@@ -236,10 +199,11 @@ class TierConsumer:
     def _begin_reading(self, q: Partition) -> None:
         assert self.member is not None
         self.member.seek(q, self.owned[q].tracker.next)
-        if self._has_span(q) and not self._paused_for_room:
+        if self.has_span(q) and not self.paused_for_room:
             self.member.resume([q])
 
-    def _has_span(self, q: Partition) -> bool:
+    def has_span(self, q: Partition) -> bool:
+        """False while too many offsets beyond the committed one were started."""
         tracker = self.owned[q].tracker
         return tracker.next < tracker.committed + self._span_offsets
 
@@ -250,13 +214,13 @@ class TierConsumer:
         assert self.member is not None
         while True:
             room = self._host.room(self.tier) if self._reading else 0
-            if (room <= 0) != self._paused_for_room:
-                self._paused_for_room = room <= 0
-                if self._paused_for_room:
-                    self.member.pause(q for q in self.owned if q in self._assigned)
+            if (room <= 0) != self.paused_for_room:
+                self.paused_for_room = room <= 0
+                if self.paused_for_room:
+                    self.member.pause(q for q in self.owned if q in self.assigned)
                 else:
                     self.member.resume(
-                        q for q in self.owned if q in self._assigned and self._has_span(q)
+                        q for q in self.owned if q in self.assigned and self.has_span(q)
                     )
             try:
                 records = await self._read(room)
@@ -268,7 +232,7 @@ class TierConsumer:
 
     async def _read(self, room: int) -> list[Record]:
         assert self.member is not None
-        if not self._paused_for_room:
+        if not self.paused_for_room:
             return await self.member.read(max_wait_seconds=0.5, max_records=room)
         self.room_made.clear()
         with contextlib.suppress(TimeoutError):
@@ -280,86 +244,24 @@ class TierConsumer:
         owned = self.owned.get(q)
         if owned is None or record.offset < owned.tracker.next:
             return  # not ours (any more): whoever owns it reads it again from the committed offset
-        if not self._has_span(q):
+        if not self.has_span(q):
             assert self.member is not None
             self.member.pause([q])
             self.member.seek(q, owned.tracker.next)
             return
-        self._host.pick_up(self, owned, record)
+        self._host.pick_up(owned, record)
         owned.settled()
-
-    # --- committing
-
-    async def _commit_loop(self) -> None:
-        period = self._session_seconds / 3
-        loop = asyncio.get_running_loop()
-        begun_s = loop.time()
-        while True:
-            await asyncio.sleep(COMMIT_INTERVAL_SECONDS)
-            now_s = loop.time()
-            if self.owned and now_s - self._accepted_s > SILENT_SHARE * self._session_seconds:
-                self.end_epochs("no commit accepted for most of a session timeout")
-            moved = {q for q, it in self.owned.items() if it.tracker.low() > it.tracker.committed}
-            if not moved and (now_s - begun_s < period or not self._assigned):
-                continue
-            begun_s = now_s
-            try:
-                await self.commit(moved or set(self.owned))
-            except LogError as error:
-                _log.warning("%s: commit not accepted: %s", self.topic, error)
-                self._host.count("commit_refused" if isinstance(error, CommitRefused) else "commit_failed")
-                await asyncio.sleep(min(0.5, period / 4))
-
-    async def commit(self, qs: set[Partition]) -> None:
-        """One checked commit: snapshot, then no higher epoch on `fences`, then the group's word."""
-        assert self.member is not None
-        assignment = self._assignment_number
-        snapshot = {
-            q: (it, it.tracker.commit_point(self._ownership.acknowledged, it.found))
-            for q, it in self.owned.items()
-            if q in qs and q in self._assigned
-        }
-        if not snapshot:
-            if self._assigned:
-                await self._commit_unchanged(self._assigned)
-            return
-        await self._fence_tail.caught_up()
-        overtaken = {
-            q for q, (it, _) in snapshot.items()
-            if self._fence_tail.fences.highest(str(q)) != it.epoch
-        }
-        if overtaken:
-            self.end_epochs("overtaken", overtaken)
-        offsets = {
-            q: Committed(point.offset, self._ownership.metadata(point))
-            for q, (it, point) in snapshot.items()
-            if self.owned.get(q) is it
-        }
-        if not offsets or assignment != self._assignment_number:
-            return
-        begun_s = asyncio.get_running_loop().time()
-        await self.member.commit(offsets)
-        self._accepted_s = begun_s
-        self._host.count("commit")
-        for q, at in offsets.items():
-            it = self.owned.get(q)
-            if it is not None and it is snapshot[q][0]:
-                had_span = self._has_span(q)
-                it.tracker.committed = max(it.tracker.committed, at.offset)
-                it.found = {o: found for o, found in it.found.items() if o >= at.offset}
-                if not had_span and self._has_span(q) and not self._paused_for_room:
-                    self.member.resume([q])
 
     async def _watch_fences(self) -> None:
         """Another owner's A on what we believe to own: drop it at once, ask the group afterwards."""
         while True:
             await asyncio.sleep(0.25)
-            fences = self._fence_tail.fences
+            fences = self.fence_tail.fences
             lost = {q for q, it in self.owned.items() if fences.highest(str(q)) > it.epoch}
             if lost:
                 self.end_epochs("overtaken", lost)
-            if self._fence_tail.failure:
-                raise self._fence_tail.failure
+            if self.fence_tail.failure:
+                raise self.fence_tail.failure
 
     # --- the end
 
@@ -369,7 +271,7 @@ class TierConsumer:
 
     def lag_ready(self) -> bool:
         """True when every assigned partition is owned and being read."""
-        return bool(self._assigned) and not self._wanted
+        return bool(self.assigned) and not self._wanted
 
     async def close(self) -> None:
         """Commits once more, then leaves the group."""
@@ -379,6 +281,6 @@ class TierConsumer:
         await self._stop_owning()
         if self.member is not None:
             with contextlib.suppress(LogError):
-                await self.commit(set(self.owned))
+                await self._commits.commit(set(self.owned))
             await self.member.close()
             self.member = None

@@ -5,33 +5,7 @@ arrives, carries commands out, and feeds results back.
 """
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable, Sequence
-
-from core.limits import Limits
-from core.recovery import Done
-from core.runs import Report, Run
-from core.scheduler import (
-    AbortOnEngine,
-    Arrived,
-    CancelRequested,
-    Command,
-    CompleteOffset,
-    Draining,
-    Dropped,
-    EndWork,
-    EngineReported,
-    Event,
-    Phase,
-    PublishReply,
-    Scheduler,
-    StartOnEngine,
-    Tick,
-    Work,
-)
-from schemas.replies import AnyTerminal, ErrorInfo, Failed, Finished, Released
-from schemas.requests import Tier
-from topics.ports import Record
 
 from consumers.inference.accounts import Accounts
 from consumers.inference.engine.ports import Engine
@@ -46,12 +20,35 @@ from consumers.inference.intake import (
 from consumers.inference.late_copies import LateCopies
 from consumers.inference.measures import Measures
 from consumers.inference.ownership import Owned
+from consumers.inference.parking import after, park
 from consumers.inference.replies import ReplyWriter, Speech
 from consumers.inference.tier import TierConsumer
+from core.limits import Limits
+from core.recovery import Done
+from core.runs import Report, Run
+from core.scheduler import Scheduler
+from core.work import (
+    AbortOnEngine,
+    Arrived,
+    CancelRequested,
+    Command,
+    CompleteOffset,
+    Draining,
+    Dropped,
+    EndWork,
+    EngineReported,
+    Event,
+    Phase,
+    PublishReply,
+    StartOnEngine,
+    Tick,
+    Work,
+)
+from schemas.replies import AnyTerminal, ErrorInfo, Finished, Released
+from schemas.requests import Tier
+from topics.ports import Record
 
 TICK_SECONDS = 0.1
-
-_log = logging.getLogger(__name__)
 
 
 class Worker:
@@ -112,7 +109,7 @@ class Worker:
         for work in [work for work in self._speeches if work.q in qs]:
             del self._speeches[work]
 
-    def pick_up(self, tier: TierConsumer, owned: Owned, record: Record) -> None:
+    def pick_up(self, owned: Owned, record: Record) -> None:
         """Tracks the record and finds out what it is."""
         handle = owned.tracker.track(record.offset)
         found = read_request(record, self.reply_partitions, self._limits)
@@ -125,7 +122,8 @@ class Worker:
             self._accounts.age_seconds(record.time_ms),
         )
         if isinstance(found, Parked):
-            self._park(record, found, place, handle.complete)
+            self._measures.count("dead_letter", found.reason)
+            park(record, found, place, handle.complete, self._writer, self._accounts)
             return
         work = make_work(found, place, handle, self._limits)
         if record.offset < owned.suspect_end:
@@ -172,37 +170,6 @@ class Worker:
         if isinstance(terminal, Finished):
             prompt, cached = terminal.usage.prompt_tokens, terminal.usage.cached_tokens
         self._accounts.usage(work, terminal, prompt, cached, work.handle.complete)
-
-    def _park(self, record: Record, parked: Parked, place: Place, complete: Callable[[], None]) -> None:
-        """A dead letter, and `Failed` for the client where the record says who that is."""
-        self._measures.count("dead_letter", parked.reason)
-        _log.warning(
-            "%s offset %s parked: %s", place.q, place.offset, parked.reason,
-            extra={"request_id": parked.request_id},
-        )
-        open_acks = 1
-
-        def acknowledged() -> None:
-            nonlocal open_acks
-            open_acks -= 1
-            if not open_acks:
-                complete()
-
-        if parked.error and parked.request_id and parked.tenant and parked.reply_partition is not None:
-            open_acks = 2
-            speech = Speech()
-            event = Failed(
-                id=parked.request_id,
-                tenant=parked.tenant,
-                q=place.q,
-                offset=place.offset,
-                epoch=place.epoch,
-                counts=(),
-                error=parked.error,
-            )
-            self._writer.say(parked.reply_partition, speech, event)
-            speech.when_silent(acknowledged)
-        self._accounts.dead_letter(record, parked, acknowledged)
 
     # --- the scheduler's world
 
@@ -286,16 +253,13 @@ class Worker:
         self._writer.say(work.reply_partition, speech, event)
         if self._writer.broken:
             return
-        open_acks = 2
 
-        def acknowledged() -> None:
-            nonlocal open_acks
-            open_acks -= 1
-            if not open_acks:
-                work.handle.complete()
-                for follower in work.followers:
-                    follower.complete()
+        def complete() -> None:
+            work.handle.complete()
+            for follower in work.followers:
+                follower.complete()
 
+        acknowledged = after(2, complete)
         speech.when_silent(acknowledged)
         self._accounts.usage(work, event, prompt_tokens, cached_tokens, acknowledged)
 

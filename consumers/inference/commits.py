@@ -1,0 +1,129 @@
+"""Commits of one tier: they follow with the lowest incomplete offset, and prove membership."""
+
+import asyncio
+import logging
+from collections.abc import Iterable
+from typing import Protocol
+
+from consumers.inference.hosting import Host
+from consumers.inference.ownership import Owned, Ownership, unchanged_commit
+from topics.fence_tail import FenceTail
+from topics.ports import CommitRefused, Committed, Log, LogError, Member, Partition
+
+COMMIT_INTERVAL_SECONDS = 0.1
+SILENT_SHARE = 0.8
+
+_log = logging.getLogger(__name__)
+
+
+class Owner(Protocol):
+    """The tier, as its commits see it. `accepted_s`: when the last accepted commit was begun."""
+
+    topic: str
+    group: str
+    owned: dict[Partition, Owned]
+    member: Member | None
+    ownership: Ownership
+    fence_tail: FenceTail
+    assigned: frozenset[Partition]
+    assignment_number: int
+    accepted_s: float
+    paused_for_room: bool
+
+    def has_span(self, q: Partition) -> bool:
+        """False while too many offsets beyond the committed one were started."""
+        ...
+
+    def end_epochs(self, reason: str, qs: Iterable[Partition] | None = None) -> None:
+        """Drops the memory of these (or all) partitions."""
+        ...
+
+
+class Commits:
+    """Commits for one tier, each checked against `fences` first."""
+
+    def __init__(self, tier: Owner, log: Log, host: Host, session_timeout_seconds: float) -> None:
+        self._tier = tier
+        self._log = log
+        self._host = host
+        self._session_seconds = session_timeout_seconds
+
+    async def commit_unchanged(self, qs: frozenset[Partition]) -> None:
+        """Commits what is committed: proof of membership, and nothing else changes."""
+        assert self._tier.member is not None
+        assignment = self._tier.assignment_number
+        begun_s = asyncio.get_running_loop().time()
+        unchanged = await unchanged_commit(self._log, self._tier.group, qs)
+        if assignment != self._tier.assignment_number:
+            raise CommitRefused("the assignment changed meanwhile")  # else it could go back
+        await self._tier.member.commit(unchanged)
+        self._tier.accepted_s = begun_s
+
+    async def follow(self) -> None:
+        """Commits what moved, and now and then what did not, for ever."""
+        period = self._session_seconds / 3
+        loop = asyncio.get_running_loop()
+        begun_s = loop.time()
+        while True:
+            await asyncio.sleep(COMMIT_INTERVAL_SECONDS)
+            now_s = loop.time()
+            if (
+                self._tier.owned
+                and now_s - self._tier.accepted_s > SILENT_SHARE * self._session_seconds
+            ):
+                self._tier.end_epochs("no commit accepted for most of a session timeout")
+            moved = {
+                q for q, it in self._tier.owned.items() if it.tracker.low() > it.tracker.committed
+            }
+            if not moved and (now_s - begun_s < period or not self._tier.assigned):
+                continue
+            begun_s = now_s
+            try:
+                await self.commit(moved or set(self._tier.owned))
+            except LogError as error:
+                _log.warning("%s: commit not accepted: %s", self._tier.topic, error)
+                self._host.count(
+                    "commit_refused" if isinstance(error, CommitRefused) else "commit_failed"
+                )
+                await asyncio.sleep(min(0.5, period / 4))
+
+    async def commit(self, qs: set[Partition]) -> None:
+        """One checked commit: snapshot, then no higher epoch on `fences`, then the group's word."""
+        assert self._tier.member is not None
+        assignment = self._tier.assignment_number
+        snapshot = {
+            q: (it, it.tracker.commit_point(self._tier.ownership.acknowledged, it.found))
+            for q, it in self._tier.owned.items()
+            if q in qs and q in self._tier.assigned
+        }
+        if not snapshot:
+            if self._tier.assigned:
+                await self.commit_unchanged(self._tier.assigned)
+            return
+        await self._tier.fence_tail.caught_up()
+        overtaken = {
+            q
+            for q, (it, _) in snapshot.items()
+            if self._tier.fence_tail.fences.highest(str(q)) != it.epoch
+        }
+        if overtaken:
+            self._tier.end_epochs("overtaken", overtaken)
+        offsets = {
+            q: Committed(point.offset, self._tier.ownership.metadata(point))
+            for q, (it, point) in snapshot.items()
+            if self._tier.owned.get(q) is it
+        }
+        if not offsets or assignment != self._tier.assignment_number:
+            return
+        begun_s = asyncio.get_running_loop().time()
+        await self._tier.member.commit(offsets)
+        self._tier.accepted_s = begun_s
+        self._host.count("commit")
+        for q, at in offsets.items():
+            it = self._tier.owned.get(q)
+            if it is not None and it is snapshot[q][0]:
+                had_span = self._tier.has_span(q)
+                it.tracker.committed = max(it.tracker.committed, at.offset)
+                it.found = {o: found for o, found in it.found.items() if o >= at.offset}
+                if not had_span and self._tier.has_span(q) and not self._tier.paused_for_room:
+                    self._tier.member.resume([q])

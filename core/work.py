@@ -1,0 +1,166 @@
+"""A piece of work inside one worker, the events that concern it, and the commands that follow."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Literal
+
+from core.offsets import Handle
+from core.runs import Logged, Report, Run
+from core.stream import Key
+from schemas.replies import AnyEvent, AnyTerminal, FinishReason, Started
+from schemas.requests import Request
+
+Deadline = Literal["start", "first_token", "total"]
+
+
+class Phase(Enum):
+    """The life of a piece of work inside one worker."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    ENDED = "ended"
+
+
+@dataclass(slots=True, eq=False)
+class Work:
+    """One request record that this worker owns, from pick-up to its terminal.
+
+    Times are seconds of the worker's monotonic clock. `counts` are the tokens of each choice that
+    were handed to the log so far; `resume` what older owners had logged. `suspect`: an older owner
+    may have started it; `spoken`: one did, so its events may be the visible ones.
+    """
+
+    request: Request
+    q: str
+    offset: int
+    epoch: int
+    reply_partition: int
+    handle: Handle
+    append_ms: int
+    arrived_s: float
+    start_by_s: float
+    end_by_s: float
+    starts: int = 0
+    suspect: bool = False
+    spoken: bool = False
+    resume: tuple[Logged, ...] = ()
+    counts: list[int] = field(default_factory=list)
+    reasons: list[FinishReason | None] = field(default_factory=list)
+    phase: Phase = Phase.WAITING
+    run_id: int = -1
+    started_s: float | None = None
+    first_token_s: float | None = None
+    first_token_by_s: float | None = None
+    last_token_s: float | None = None
+    followers: list[Handle] = field(default_factory=list)
+
+    @property
+    def key(self) -> Key:
+        """(tenant, id)."""
+        return self.request.tenant, self.request.id
+
+    def terminal_fields(self) -> dict[str, Any]:
+        """What every terminal of it says."""
+        return {
+            "id": self.request.id,
+            "tenant": self.request.tenant,
+            "q": self.q,
+            "offset": self.offset,
+            "epoch": self.epoch,
+            "counts": tuple(self.counts),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """A record was picked up, decoded and found runnable."""
+
+    work: Work
+
+
+@dataclass(frozen=True, slots=True)
+class CancelRequested:
+    """A cancel was read from `control`."""
+
+    tenant: str
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class EngineReported:
+    """All reports of one engine step."""
+
+    reports: Sequence[Report]
+
+
+@dataclass(frozen=True, slots=True)
+class CapacityChanged:
+    """The engine has this many slots now (0 while it is away)."""
+
+    slots: int
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """The worker does not own these request partitions any more, or not under that epoch."""
+
+    qs: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Draining:
+    """No new starts from now on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed: look at the deadlines."""
+
+
+Event = Arrived | CancelRequested | EngineReported | CapacityChanged | Dropped | Draining | Tick
+
+
+@dataclass(frozen=True, slots=True)
+class StartOnEngine:
+    """Publish `started`, then (at once, or after its ack if `awaited`) submit the run."""
+
+    work: Work
+    run: Run
+    started: Started
+    awaited: bool
+
+
+@dataclass(frozen=True, slots=True)
+class AbortOnEngine:
+    """Free the slot of a run."""
+
+    run_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class PublishReply:
+    """Append an event of this work to its reply partition."""
+
+    work: Work
+    event: AnyEvent
+
+
+@dataclass(frozen=True, slots=True)
+class EndWork:
+    """The terminal: publish it and the usage; the offset is complete once all is acknowledged."""
+
+    work: Work
+    event: AnyTerminal
+    prompt_tokens: int
+    cached_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class CompleteOffset:
+    """Nothing is to be said: the offset is complete at once."""
+
+    handle: Handle
+
+
+Command = StartOnEngine | AbortOnEngine | PublishReply | EndWork | CompleteOffset
