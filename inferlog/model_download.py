@@ -78,6 +78,9 @@ def _gguf_file() -> Path:
 def _convert(gguf: Path, target: Path) -> None:
     # Everything is on the disk: a look-up at a model hub would be a mistake, and a slow one.
     os.environ["HF_HUB_OFFLINE"] = "1"
+    if not sys.stderr.isatty():
+        # Read at import; in a log file the bars are hundreds of lines.
+        os.environ["TQDM_DISABLE"] = "1"
     try:
         import torch  # noqa: PLC0415  (seconds of import, only here)
         from transformers import (  # noqa: PLC0415  (the same)
