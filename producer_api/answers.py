@@ -94,8 +94,8 @@ class Answering:
     async def _collect(self, enough: Callable[[Visible], bool], seconds: float | None) -> None:
         """Gathers events until one is enough, or the seconds are over."""
         watcher = asyncio.create_task(self._watch_client())
-        until_s = self._until_s if seconds is None else min(
-            self._until_s, time.monotonic() + seconds
+        until_s = (
+            self._until_s if seconds is None else min(self._until_s, time.monotonic() + seconds)
         )
         try:
             while True:
@@ -121,11 +121,13 @@ class Answering:
     async def _frames(self, renderer: ChunkRenderer) -> AsyncIterator[bytes]:
         complete = False
         try:
-            yield b"retry: %d\n\n" % RETRY_MS
+            # in front of the first event, not on its own: an event without data breaks SDKs
+            retry = b"retry: %d\n" % RETRY_MS
             events = self.events
             while True:
                 if data := renderer.render(events):
-                    yield data
+                    yield retry + data
+                    retry = b""
                 if events and is_terminal(events[-1]):
                     refusal = refusal_of(events[-1])  # type: ignore[arg-type]  # just checked
                     complete = True

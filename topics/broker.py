@@ -209,7 +209,8 @@ class LocalCluster:
                     "it with as many brokers as it has, or choose another data directory"
                 )
         else:
-            self._cluster_id = urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode()
+            # in front of the id, a dash would be read as an option by Kafka's own tools
+            self._cluster_id = "I" + urlsafe_b64encode(uuid.uuid4().bytes).decode()[1:22]
             free = free_ports(2 * self._brokers)
             nodes = tuple(NodePorts(*pair) for pair in zip(free[::2], free[1::2], strict=True))
         if self._wanted_ports is not None:
