@@ -51,6 +51,7 @@ def read_request(record: Record, reply_partitions: int, limits: Limits) -> Reque
     if stale := _stale(record, request, parts.time_ms, limits):
         return Parked("stale_id", stale, request.id, request.tenant)
     try:
+        _check_tier(record, request)
         check_request(request, limits)
     except Refusal as refusal:
         return Parked(
@@ -62,6 +63,14 @@ def read_request(record: Record, reply_partitions: int, limits: Limits) -> Reque
             refusal.info(),
         )
     return request
+
+
+def _check_tier(record: Record, request: Request) -> None:
+    """A record must not jump a queue, nor name a tier that this worker does not serve."""
+    tier = record.topic.rpartition(".")[2]
+    if tier != request.tier:
+        message = f"'tier' is {request.tier!r}, but the record lies on {record.topic}."
+        raise Refusal("invalid_request", message, param="tier")
 
 
 def _undecodable(record: Record, detail: str, reply_partitions: int) -> Parked:

@@ -127,11 +127,11 @@ async def failure_of(bootstrap: str, request_id: str, reply_partition: int) -> F
     raise AssertionError("the reply partition ended")
 
 
-def a_request(request_id: str, **body: Any) -> bytes:
+def a_request(request_id: str, tier: str = "standard", **body: Any) -> bytes:
     record = {
         "id": request_id,
         "tenant": "default",
-        "tier": "standard",
+        "tier": tier,
         "pool": POOL,
         "model": "scripted",
         "endpoint": "/v1/chat/completions",
@@ -178,6 +178,7 @@ async def test_bad_records_are_parked_with_their_reason_and_the_partition_moves_
             (a_request("no-id-at-all"), []),
             (a_request(an_id(4095)), []),
             (a_request(an_id(0, age_seconds=3000)), []),
+            (a_request(an_id(0, age_seconds=20), tier="premium"), []),
         ],
     )
     code, out, err = await run_example(bootstrap, "--model", "scripted", "behind the bad ones")
@@ -186,13 +187,14 @@ async def test_bad_records_are_parked_with_their_reason_and_the_partition_moves_
     letters = await dead_letters_of(bootstrap, places)
     assert [letter.reason for letter in letters] == [
         *("undecodable", "undecodable", "invalid_request", "undecodable"),
-        *("bad_request_id", "bad_request_id", "stale_id"),
+        *("bad_request_id", "bad_request_id", "stale_id", "invalid_request"),
     ]
     assert letters[0].value == b"{torn"
     assert letters[0].request_id is None
     assert (letters[1].request_id, letters[1].tenant) == (torn, "default")
     assert "temperature" in letters[2].detail
     assert "temprature" in letters[3].detail
+    assert "'tier'" in letters[7].detail
 
     failed = await failure_of(bootstrap, torn, 1)
     assert failed.error.code == "undecodable"
