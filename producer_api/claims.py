@@ -30,6 +30,7 @@ class Claims:
         self._tail: Tail | None = None
         self._task: asyncio.Task[None] | None = None
         self._appender: Appender | None = None
+        self._opening = asyncio.Lock()
         self._waiting: dict[str, asyncio.Future[Judged]] = {}
 
     async def start(self) -> "asyncio.Task[None]":
@@ -91,15 +92,18 @@ class Claims:
         try:
             async with asyncio.timeout(self._limits.publish_seconds):
                 await self._log.partition_count(CLAIMS)
-                if self._appender is None:
-                    self._appender = await self._log.appender()
+                async with self._opening:
+                    if self._appender is None:
+                        self._appender = await self._log.appender()
+                    appender = self._appender
                 partition = self._log.partition_of_key(CLAIMS, key)
-                await self._appender.append(CLAIMS, partition, encode(claim), key=key)
-                return await waiter
+                await appender.append(CLAIMS, partition, encode(claim), key=key)
+                judged: Judged = await waiter
+                return judged
         except (LogError, TimeoutError) as error:
-            appender, self._appender = self._appender, None
-            if appender is not None:
-                self._closing = asyncio.ensure_future(appender.close(0.0))
+            broken, self._appender = self._appender, None
+            if broken is not None:
+                self._closing = asyncio.ensure_future(broken.close(0.0))
             raise Refusal(
                 "unavailable", "The key could not be claimed right now.", retry_after_seconds=1
             ) from error
