@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from aiokafka import AIOKafkaProducer
 
-from topics.kafka.batches import Ack, Buffer
+from topics.kafka.batches import Ack, Buffer, fail
 from topics.kafka.clients import (
     RECORD_BYTES_MAX,
     cancelled,
@@ -108,11 +108,10 @@ class KafkaAppender:
         headers: Headers = (),
     ) -> Ack:
         ack: Ack = self._loop.create_future()
-        ack.add_done_callback(_retrieved)
         if self._refusing is not None:
-            ack.set_exception(AppendFailed(self._refusing))
+            fail(ack, AppendFailed(self._refusing))
         elif (error := self._unfit(value, headers)) is not None:
-            ack.set_exception(error)
+            fail(ack, error)
         elif self._waiting and topic in self._waiting:
             self._waiting[topic].append(_Waiting(partition, value, key, headers, ack))
         elif partition >= self._known.get(topic, 0):
@@ -125,7 +124,9 @@ class KafkaAppender:
         return ack
 
     def _unfit(self, value: bytes | None, headers: Headers) -> AppendFailed | None:
-        weight = len(value or b"") + sum(len(it) + len(name) for name, it in headers)
+        weight = len(value or b"")
+        for name, it in headers:
+            weight += len(name) + len(it)
         if weight > RECORD_BYTES_MAX - 1024:
             return RecordTooLarge(f"a record of {weight} bytes, {RECORD_BYTES_MAX - 1024} allowed")
         if self._buffer.waiting_bytes + weight > BUFFER_BYTES_MAX:
@@ -151,7 +152,7 @@ class KafkaAppender:
             if partition < self._known[topic]:
                 self._put(topic, partition, value, key, headers, ack)
             else:
-                ack.set_exception(AppendFailed(f"there is no partition {topic}/{partition}"))
+                fail(ack, AppendFailed(f"there is no partition {topic}/{partition}"))
 
     def _resolved(self, task: "asyncio.Task[None]") -> None:
         self._resolving.discard(task)
@@ -192,8 +193,7 @@ class KafkaAppender:
 
     def _fail_waiting(self, topic: str, reason: str) -> None:
         for it in self._waiting.pop(topic, ()):
-            if not it.ack.done():
-                it.ack.set_exception(AppendFailed(reason))
+            fail(it.ack, AppendFailed(reason))
 
     # --- trouble
 
@@ -269,9 +269,3 @@ class _Startable:
     async def stop(self) -> None:
         self._producer._closed = True  # noqa: SLF001
         await cut_off(self._producer.client)
-
-
-def _retrieved(ack: Ack) -> None:
-    """An append that nobody awaits must not be reported as a lost exception."""
-    if not ack.cancelled():
-        ack.exception()
