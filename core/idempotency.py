@@ -1,9 +1,11 @@
 """Who holds an idempotency key: claims judged in log order, by append times alone.
 
 A claim wins if no claim of its key, won or lost, has a life that still runs at its append time. One
-that lost is void for ever. Every replica that reads from two longest lives back judges alike.
+that lost is void for ever. Every replica that reads from two longest lives back judges alike: what
+it cannot see has ended before the oldest claim that can still matter was appended.
 """
 
+import heapq
 from dataclasses import dataclass
 
 from schemas.operations import Claim
@@ -14,7 +16,7 @@ ClaimKey = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """A claim with its verdict. `ends_ms` is when its life ends, in broker time."""
+    """A claim with its verdict. `append_ms` is its append time, on the broker's clock."""
 
     claim: Claim
     append_ms: int
@@ -27,47 +29,69 @@ class Judged:
 
 
 class ClaimBook:
-    """The fold of one replica's view of `claims`. Holds claims whose life still runs."""
+    """The fold of one replica's view of `claims`, partition by partition in log order.
+
+    Bounded by the claims whose life still runs: `prune` forgets the others.
+    """
 
     def __init__(self) -> None:
         self._by_key: dict[ClaimKey, list[Judged]] = {}
         self._per_tenant: dict[str, int] = {}
+        self._ends: list[tuple[float, ClaimKey]] = []
+        self._held = 0
 
     def feed(self, append_ms: int, claim: Claim) -> Judged:
         """Takes the next claim of its partition and judges it."""
         key = (claim.tenant, claim.key)
-        before = [it for it in self._by_key.get(key, ()) if it.ends_ms > append_ms]
-        judged = Judged(claim, append_ms, won=not before)
-        self._count(claim.tenant, 1 + len(before) - len(self._by_key.get(key, ())))
-        self._by_key[key] = [*before, judged]
+        running = self._forget_ended(key, append_ms)
+        judged = Judged(claim, append_ms, won=not running)
+        self._by_key[key] = [*running, judged]
+        self._count(claim.tenant, 1)
+        heapq.heappush(self._ends, (judged.ends_ms, key))
         return judged
 
     def live(self, tenant: str, key: str, now_ms: float) -> Judged | None:
-        """The winner among the claims whose life runs, else any of them, else None."""
-        alive = [it for it in self._by_key.get((tenant, key), ()) if it.ends_ms > now_ms]
-        return next((it for it in alive if it.won), alive[0] if alive else None)
+        """The claim that keeps a key taken: the winner if its life runs, else one that lost.
+
+        None: the key is free. One that lost without a winner in sight means that the answer to the
+        key can no longer be found.
+        """
+        running = [it for it in self._by_key.get((tenant, key), ()) if it.ends_ms > now_ms]
+        return next((it for it in running if it.won), running[0] if running else None)
 
     def winner(self, tenant: str, key: str) -> Judged | None:
-        """The claim that won the key last; None if it lies out of view."""
-        won = [it for it in self._by_key.get((tenant, key), ()) if it.won]
-        return won[-1] if won else None
+        """The winner among the claims that were running when the last one of the key was judged."""
+        return next((it for it in self._by_key.get((tenant, key), ()) if it.won), None)
 
     def count(self, tenant: str) -> int:
         """How many claims of a tenant are held."""
         return self._per_tenant.get(tenant, 0)
 
+    def __len__(self) -> int:
+        """How many claims are held in all."""
+        return self._held
+
     def prune(self, now_ms: float) -> None:
         """Forgets claims whose life has ended."""
-        for key, judged in list(self._by_key.items()):
-            alive = [it for it in judged if it.ends_ms > now_ms]
-            if len(alive) != len(judged):
-                self._count(key[0], len(alive) - len(judged))
-                if alive:
-                    self._by_key[key] = alive
-                else:
-                    del self._by_key[key]
+        while self._ends and self._ends[0][0] <= now_ms:
+            _, key = heapq.heappop(self._ends)
+            self._forget_ended(key, now_ms)
+
+    def _forget_ended(self, key: ClaimKey, now_ms: float) -> list[Judged]:
+        known = self._by_key.get(key)
+        if known is None:
+            return []
+        running = [it for it in known if it.ends_ms > now_ms]
+        if len(running) != len(known):
+            self._count(key[0], len(running) - len(known))
+            if running:
+                self._by_key[key] = running
+            else:
+                del self._by_key[key]
+        return running
 
     def _count(self, tenant: str, change: int) -> None:
+        self._held += change
         count = self._per_tenant.get(tenant, 0) + change
         if count > 0:
             self._per_tenant[tenant] = count
