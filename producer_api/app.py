@@ -39,7 +39,7 @@ def make_app(
     cors_origins: Sequence[str] = (),
 ) -> Any:
     """The whole ASGI application."""
-    app = FastAPI(title="Inferlog", version="0.1.0")
+    app = FastAPI(title="Inferlog", version="0.1.0", redirect_slashes=False)
     app.state.context = ApiContext(pipeline, limits, metrics)
     app.include_router(openai.router)
     app.include_router(requests.router)
@@ -64,7 +64,9 @@ def make_app(
     async def by_framework(_: HttpRequest, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         code = "method_not_allowed" if error.status_code == 405 else "not_found"
-        message = "This method is not allowed here." if error.status_code == 405 else "No such route."
+        message = (
+            "This method is not allowed here." if error.status_code == 405 else "No such route."
+        )
         return error_response(Refusal(code, message))
 
     async def failed(_: HttpRequest, error: Exception) -> Response:

@@ -8,8 +8,9 @@ from fastapi import Request as HttpRequest
 
 from core.errors import Refusal
 from core.limits import Limits
+from producer_api.json_bodies import fingerprint, parse_json
+from producer_api.openai_bodies import parse_request
 from producer_api.pipeline import Draft, IdempotencyKey, Pipeline
-from producer_api.openai_bodies import fingerprint, parse_json, parse_request
 from runtime.metrics import Metrics
 from schemas.requests import CHAT, COMPLETIONS, Deadlines, Endpoint, RequestInfo
 
@@ -79,9 +80,12 @@ async def read_background(http: HttpRequest, context: ApiContext) -> Incoming:
 
 
 async def _read_json(http: HttpRequest, context: ApiContext) -> dict[str, Any]:
-    kind = http.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
-    if kind != "application/json":
-        raise Refusal("unsupported_media_type", "Send the body as application/json.")
+    kind, _, rest = http.headers.get("content-type", "application/json").lower().partition(";")
+    charset = rest.strip().removeprefix("charset=").strip('"')
+    if kind.strip() != "application/json" or charset not in ("", "utf-8", "utf8"):
+        raise Refusal("unsupported_media_type", "Send the body as application/json, in UTF-8.")
+    if http.headers.get("content-encoding", "identity").lower() != "identity":
+        raise Refusal("unsupported_media_type", "Send the body without a content encoding.")
     return parse_json(await http.body(), context.limits)
 
 
@@ -157,5 +161,3 @@ def _idempotency_key(header: str | None, limits: Limits) -> str | None:
             param="Idempotency-Key",
         )
     return key
-
-

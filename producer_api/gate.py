@@ -5,6 +5,7 @@ here, whole and bounded, so that no handler can forget to.
 """
 
 import asyncio
+import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
@@ -40,6 +41,7 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        send = _with_answer_id(send)
         try:
             headers = self._check_headers(scope)
             if scope["path"] not in OPEN_PATHS:
@@ -100,6 +102,19 @@ class Gate:
                 "request_timeout",
                 f"The request was not received within {self._limits.receive_seconds} s.",
             ) from None
+
+
+def _with_answer_id(send: Send) -> Send:
+    """Every answer can be named: those that belong to no request get an id of their own."""
+
+    async def send_with_id(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = message.setdefault("headers", [])
+            if not any(name.lower() == b"x-request-id" for name, _ in headers):
+                headers.append((b"x-request-id", str(uuid.uuid4()).encode()))
+        await send(message)
+
+    return send_with_id
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

@@ -1,58 +1,17 @@
 """OpenAI's request bodies: every parameter is run, accepted without effect, or refused with a reason.
 
-Nothing is silently ignored. `docs/parameters.md` shows these tables; a test compares the two.
+Nothing is silently ignored; the tables are in `parameters`.
 """
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import msgspec
-
 from core.errors import Refusal
 from core.limits import Limits
 from core.validation import check_body
+from producer_api.parameters import REFUSED, RUN, TIERS_BY_NAME, WITHOUT_EFFECT
 from schemas.requests import CHAT, Body, Endpoint, Message, ResponseFormat, Tier
-
-RUN_BOTH = frozenset(
-    "model max_tokens n temperature top_p presence_penalty frequency_penalty seed stop logprobs "
-    "logit_bias response_format stream stream_options service_tier".split()
-)
-RUN: Mapping[Endpoint, frozenset[str]] = {
-    "/v1/chat/completions": RUN_BOTH | {"messages", "max_completion_tokens", "top_logprobs"},
-    "/v1/completions": RUN_BOTH | {"prompt"},
-}
-WITHOUT_EFFECT = frozenset(
-    "user metadata store safety_identifier prompt_cache_key best_of echo suffix".split()
-)
-REFUSED: Mapping[str, str] = {
-    "tools": "tools are not supported yet",
-    "tool_choice": "tools are not supported yet",
-    "parallel_tool_calls": "tools are not supported yet",
-    "functions": "functions are not supported; tools are not supported yet",
-    "function_call": "functions are not supported; tools are not supported yet",
-    "modalities": "only text is supported",
-    "audio": "only text is supported",
-    "prediction": "predicted outputs are not supported",
-    "reasoning_effort": "the models served here have no reasoning effort",
-    "verbosity": "the models served here have no verbosity",
-    "web_search_options": "this service does not reach the web",
-    "chat_template": "the template is the operator's, never the client's",
-    "chat_template_kwargs": "the template is the operator's, never the client's",
-}
-TIERS_BY_NAME: Mapping[str, Tier] = {
-    "priority": "premium",
-    "default": "standard",
-    "auto": "standard",
-    "flex": "free",
-}
-NAMES_BY_TIER: Mapping[Tier, str] = {
-    "premium": "priority",
-    "standard": "default",
-    "free": "flex",
-    "batch": "flex",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,45 +28,6 @@ class ParsedRequest:
 def invalid(param: str, message: str, code: str = "invalid_request") -> Refusal:
     """A 400 that names the parameter."""
     return Refusal(code, message, param=param)
-
-
-def parse_json(raw: bytes, limits: Limits) -> dict[str, Any]:
-    """The body as an object. Raises Refusal `invalid_json`; depth is bounded before it is walked."""
-    if raw.count(b"{") + raw.count(b"[") > limits.json_depth:
-        _check_depth(raw, limits.json_depth)
-    try:
-        data = msgspec.json.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise Refusal("invalid_json", "The body is not valid JSON in UTF-8.") from None
-    if not isinstance(data, dict):
-        raise Refusal("invalid_json", "The body must be a JSON object.")
-    return data
-
-
-def _check_depth(raw: bytes, most: int) -> None:
-    depth, in_text, escaped = 0, False, False
-    for byte in raw:
-        if in_text:
-            if escaped:
-                escaped = False
-            elif byte == 0x5C:
-                escaped = True
-            elif byte == 0x22:
-                in_text = False
-        elif byte == 0x22:
-            in_text = True
-        elif byte in b"{[":
-            depth += 1
-            if depth > most:
-                raise Refusal("invalid_json", f"The body may be at most {most} levels deep.")
-        elif byte in b"}]":
-            depth -= 1
-
-
-def fingerprint(endpoint: str, data: Mapping[str, Any]) -> str:
-    """SHA-256 of the canonical payload, for idempotency."""
-    canonical = msgspec.json.encode([endpoint, data], order="deterministic")
-    return hashlib.sha256(canonical).hexdigest()
 
 
 def parse_request(endpoint: Endpoint, data: Mapping[str, Any], limits: Limits) -> ParsedRequest:
@@ -149,6 +69,11 @@ def _check_names(endpoint: Endpoint, data: Mapping[str, Any], limits: Limits) ->
         raise invalid("echo", "'echo' is not supported.", "unsupported_parameter")
     if data.get("suffix"):
         raise invalid("suffix", "'suffix' is not supported.", "unsupported_parameter")
+    _check_accepted(data, limits)
+
+
+def _check_accepted(data: Mapping[str, Any], limits: Limits) -> None:
+    """What has no effect is bounded all the same."""
     user = data.get("user")
     if user is not None and not (isinstance(user, str) and len(user) <= limits.user_chars):
         raise invalid("user", f"'user' must be a text of at most {limits.user_chars} characters.")
@@ -207,6 +132,9 @@ def _messages(data: Mapping[str, Any]) -> tuple[Message, ...]:
     return tuple(_message(message, f"messages[{i}]") for i, message in enumerate(given))
 
 
+_HISTORY = ("refusal", "annotations", "audio", "function_call", "tool_calls")
+
+
 def _message(given: Any, where: str) -> Message:
     if not isinstance(given, dict):
         raise invalid(where, f"'{where}' must be an object.")
@@ -216,10 +144,14 @@ def _message(given: Any, where: str) -> Message:
             f"{where}.role",
             f"'{where}.role' must be one of system, developer, user, assistant.",
         )
-    unknown = set(given) - {"role", "content", "name", "refusal"}
+    # what an earlier answer carried beside its text comes back as null
+    unset = {name for name in _HISTORY if given.get(name) in (None, [])}
+    unknown = set(given) - {"role", "content", "name"} - unset
     if unknown:
         name = min(unknown)[:64]
-        raise invalid(f"{where}.{name}", f"Unknown parameter: '{where}.{name}'.", "unknown_parameter")
+        raise invalid(
+            f"{where}.{name}", f"Unknown parameter: '{where}.{name}'.", "unknown_parameter"
+        )
     name = given.get("name")
     if name is not None and not (isinstance(name, str) and len(name) <= 64):
         raise invalid(f"{where}.name", f"'{where}.name' must be a text of at most 64 characters.")

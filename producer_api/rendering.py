@@ -6,7 +6,7 @@ from typing import Any
 import orjson
 
 from core.stream import Visible
-from producer_api.openai_bodies import NAMES_BY_TIER
+from producer_api.parameters import NAMES_BY_TIER
 from schemas.ids import parse_request_id
 from schemas.replies import Accepted, Finished, Started, TokenLogprob, Tokens, TokenUsage
 from schemas.requests import CHAT, RequestInfo
