@@ -128,9 +128,7 @@ class Scheduler:
             return
         for queue in self._queues.values():
             while queue and len(self._runs) < self.slots:
-                work = queue.popleft()
-                if work.phase is Phase.WAITING:
-                    commands.append(self._start(work, now_s))
+                commands.append(self._start(queue.popleft(), now_s))
 
     def _start(self, work: Work, now_s: float) -> StartOnEngine:
         request = work.request
@@ -228,6 +226,8 @@ class Scheduler:
             del self._runs[work.run_id]
             if not isinstance(event, Finished):
                 commands.append(AbortOnEngine(work.run_id))
+        elif work in (queue := self._queues[work.request.tier]):
+            queue.remove(work)  # what ended would take the room of what could still be picked up
         work.phase = Phase.ENDED
         self._known.pop((work.q, work.key), None)
         self._recent[work.q, work.key] = work.epoch
