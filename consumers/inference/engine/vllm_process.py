@@ -128,6 +128,8 @@ class VllmProcess:
             except Exception as error:  # noqa: BLE001 whatever it was, `load` has said it
                 log.debug("vLLM had not started: %s", type(error).__name__)
                 return
+        if llm.output_handler is not None:
+            llm.output_handler.cancel()  # it would take the end that is wanted for a death, and say so
         await asyncio.to_thread(llm.shutdown, SHUTDOWN_SECONDS)
 
     def _take_back(self, adding: "asyncio.Future[Any]") -> None:
