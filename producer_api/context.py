@@ -10,7 +10,8 @@ from core.errors import Refusal
 from core.limits import Limits
 from producer_api.json_bodies import fingerprint, parse_json
 from producer_api.openai_bodies import parse_request
-from producer_api.pipeline import Draft, IdempotencyKey, Pipeline
+from producer_api.pipeline import Pipeline
+from producer_api.submission import Draft, IdempotencyKey
 from runtime.metrics import Metrics
 from schemas.requests import CHAT, COMPLETIONS, Deadlines, Endpoint, RequestInfo
 

@@ -10,14 +10,13 @@ import logging
 from collections.abc import Sequence
 
 from core.stream import Key, Reader, is_terminal
+from producer_api.streams import Mailbox
 from runtime.metrics import Metrics
 from schemas.codec import UndecodableRecord, decode_reply
 from schemas.ids import parse_request_id
 from topics.fence_tail import FenceTail
 from topics.ports import Log, LogError, OffsetOutOfRange, Partition, Tail
 from topics.scan import REPLIES, late_reader
-
-from producer_api.streams import Mailbox
 
 _log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from core.limits import DEFAULT_LIMITS, Limits
 from core.stream import Visible, is_terminal
 from producer_api.app import make_app
 from producer_api.auth import ApiKeys
-from producer_api.pipeline import Draft, IdempotencyKey, Snapshot, Submission
+from producer_api.submission import Draft, IdempotencyKey, Snapshot, Submission
 from producer_api.worker_directory import ModelEntry
 from runtime.metrics import Metrics
 from schemas.replies import Accepted, Finished, Tokens, TokenUsage

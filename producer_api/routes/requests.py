@@ -11,9 +11,9 @@ from core.stream import Visible, is_terminal
 from producer_api.answers import Answering, status_object
 from producer_api.context import context_of, read_background
 from producer_api.error_responses import error_object, refusal_of
-from producer_api.pipeline import Snapshot
 from producer_api.rendering import whole_body
 from producer_api.routes.openai import position_of, request_id_of
+from producer_api.submission import Snapshot
 from schemas.replies import Tokens
 
 router = APIRouter()

@@ -1,0 +1,96 @@
+"""What goes into the pipeline and what comes out: a draft, a submission, a snapshot."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from core.stream import Visible
+from producer_api.streams import ReplyStream
+from schemas.ids import parse_request_id
+from schemas.replies import Accepted, Cancelled, Expired, Failed, Finished, Started
+from schemas.requests import Body, Deadlines, Endpoint, Request, RequestInfo, Tier
+
+State = Literal["queued", "in_progress", "completed", "failed", "cancelled", "expired"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draft:
+    """A checked request that has no id yet."""
+
+    tenant: str
+    tier: Tier
+    model: str
+    endpoint: Endpoint
+    body: Body
+    deadlines: Deadlines = field(default_factory=Deadlines)
+    stream: bool = False
+    include_usage: bool = False
+
+    def request(self, request_id: str, pool: str) -> Request:
+        """The record for it."""
+        return Request(
+            id=request_id,
+            tenant=self.tenant,
+            tier=self.tier,
+            model=self.model,
+            endpoint=self.endpoint,
+            body=self.body,
+            pool=pool,
+            deadlines=self.deadlines,
+            stream=self.stream,
+            include_usage=self.include_usage,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class IdempotencyKey:
+    """The client's key, the SHA-256 of the canonical payload, and whether to join a running one."""
+
+    key: str
+    fingerprint: str
+    attach: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """An accepted request, or the one that holds its key; `stream` must be closed."""
+
+    request_id: str
+    outcome: Literal["new", "attached", "replayed"]
+    stream: ReplyStream
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What the log said of a request when it was asked."""
+
+    info: RequestInfo
+    state: State
+    visible: list[Visible]
+
+
+def snapshot_of(
+    request_id: str, visible: list[Visible], now_ms: float, margin_seconds: float
+) -> Snapshot:
+    """The state that these events give; without a terminal a request is expired in the end.
+
+    After its id's time + 2 x total deadline + margin its record has ended, or is refused.
+    """
+    info = next(it.info for it in visible if isinstance(it, Accepted | Started))
+    state = _state(visible[-1])
+    if state in ("queued", "in_progress"):
+        age_s = (now_ms - parse_request_id(request_id).time_ms) / 1000
+        if age_s > 2 * info.total_seconds + margin_seconds:
+            state = "expired"
+    return Snapshot(info, state, visible)
+
+
+def _state(last: Visible) -> State:
+    if isinstance(last, Finished):
+        return "completed"
+    if isinstance(last, Failed):
+        return "failed"
+    if isinstance(last, Cancelled):
+        return "cancelled"
+    if isinstance(last, Expired):
+        return "expired"
+    return "queued" if isinstance(last, Accepted) else "in_progress"
