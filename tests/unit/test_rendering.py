@@ -1,0 +1,152 @@
+"""Chunks and bodies: positions, ends, choices, counts, log probabilities."""
+
+from typing import Any
+
+import orjson
+
+from core.stream import Visible
+from producer_api.rendering import ChunkRenderer, whole_body
+from schemas.replies import Accepted, TokenLogprob
+from schemas.requests import Endpoint, RequestInfo
+from tests.fake_pipeline import REQUEST_ID, finished, tokens
+
+
+def info(endpoint: Endpoint = "/v1/chat/completions", **fields: Any) -> RequestInfo:
+    return RequestInfo(endpoint=endpoint, model="m", tier="standard", **fields)
+
+
+def frames(data: bytes) -> list[tuple[int | None, Any]]:
+    """Each event of a stream: its id and its payload."""
+    found = []
+    for block in data.decode().split("\n\n")[:-1]:
+        lines = dict(line.split(": ", 1) for line in block.split("\n"))
+        payload = lines["data"] if lines["data"] == "[DONE]" else orjson.loads(lines["data"])
+        found.append((int(lines["id"]) if "id" in lines else None, payload))
+    return found
+
+
+def render(about: RequestInfo, *events: Visible, after: int = 0) -> list[tuple[int | None, Any]]:
+    return frames(ChunkRenderer(REQUEST_ID, about, after).render(events))
+
+
+def test_a_chat_stream_has_a_role_then_text_then_a_reason_then_done() -> None:
+    got = render(info(), tokens(2, text="ab"), tokens(1, text="c", seq=2, end=True), finished(3))
+    assert [it["choices"][0]["delta"] for _, it in got[:-1]] == [
+        {"role": "assistant", "content": ""},
+        {"content": "ab"},
+        {"content": "c"},
+        {},
+    ]
+    assert [it["choices"][0]["finish_reason"] for _, it in got[:-1]] == [None, None, None, "stop"]
+    assert got[-1][1] == "[DONE]"
+
+
+def test_ids_count_the_tokens_of_all_choices() -> None:
+    got = render(
+        info(n=2),
+        tokens(2, text="a", choice=0),
+        tokens(3, text="b", choice=1),
+        tokens(1, text="c", choice=0, seq=2),
+    )
+    text = [
+        (place, it["choices"][0]["index"])
+        for place, it in got
+        if it["choices"][0]["delta"].get("content")
+    ]
+    assert text == [(2, 0), (5, 1), (6, 0)]
+
+
+def test_ids_do_not_depend_on_how_events_came() -> None:
+    events = [tokens(2, text="ab"), tokens(1, text="c", seq=2, end=True), finished(3)]
+    one = ChunkRenderer(REQUEST_ID, info(), 0)
+    piecewise = b"".join(one.render([event]) for event in events)
+    assert frames(piecewise) == render(info(), *events)
+
+
+def test_a_resumed_stream_has_no_role_and_goes_on_counting() -> None:
+    got = render(info(), tokens(2, text="cd", seq=3), after=3)
+    assert [(place, it["choices"][0]["delta"]) for place, it in got] == [(5, {"content": "cd"})]
+
+
+def test_withheld_text_moves_the_position_of_what_follows() -> None:
+    got = render(info("/v1/completions"), tokens(1), tokens(1, text="ab", seq=1))
+    assert [(place, it["choices"][0]["text"]) for place, it in got] == [(2, "ab")]
+
+
+def test_counts_come_in_a_chunk_of_their_own_only_if_asked_for() -> None:
+    events = [tokens(2, text="ab", end=True), finished(2)]
+    asked = render(info(include_usage=True), *events)
+    usage = asked[-2][1]
+    assert usage["choices"] == []
+    assert usage["usage"]["total_tokens"] == 5
+    assert not any(it.get("usage") for _, it in render(info(), *events)[:-1])
+
+
+def test_newlines_in_text_stay_inside_their_event() -> None:
+    text = "a\n\ndata: [DONE]\n\nid: 99\r\n"
+    got = render(info(), tokens(1, text=text))
+    assert got[1] == (1, got[1][1])
+    assert got[1][1]["choices"][0]["delta"]["content"] == text
+
+
+def test_a_body_joins_what_the_events_said() -> None:
+    accepted = Accepted(id=REQUEST_ID, tenant="a", info=info())
+    events = [tokens(2, text="ab"), tokens(1, text="c", seq=2, end=True), finished(3)]
+    body = whole_body(REQUEST_ID, [accepted, *events])
+    assert body["id"] == f"chatcmpl-{REQUEST_ID}"
+    assert body["object"] == "chat.completion"
+    assert body["created"] == 0x0190_0000_0000 // 1000
+    assert body["service_tier"] == "default"
+    assert body["choices"][0]["message"]["content"] == "abc"
+    assert body["choices"][0]["finish_reason"] == "stop"
+    assert body["usage"]["completion_tokens"] == 3
+
+
+def test_log_probabilities_have_the_shape_of_their_endpoint() -> None:
+    logprobs = (TokenLogprob(token="é", logprob=-0.5, top=(("e", -1.0),)),)
+    chat = whole_body(
+        REQUEST_ID,
+        [
+            Accepted(id=REQUEST_ID, tenant="a", info=info()),
+            _with_logprobs(logprobs),
+            finished(1),
+        ],
+    )
+    assert chat["choices"][0]["logprobs"]["content"] == [
+        {
+            "token": "é",
+            "logprob": -0.5,
+            "bytes": [195, 169],
+            "top_logprobs": [{"token": "e", "logprob": -1.0, "bytes": [101]}],
+        }
+    ]
+    text = whole_body(
+        REQUEST_ID,
+        [
+            Accepted(id=REQUEST_ID, tenant="a", info=info("/v1/completions")),
+            _with_logprobs(logprobs),
+            finished(1),
+        ],
+    )
+    assert text["choices"][0]["logprobs"] == {
+        "tokens": ["é"],
+        "token_logprobs": [-0.5],
+        "top_logprobs": [{"e": -1.0}],
+        "text_offset": [0],
+    }
+
+
+def _with_logprobs(logprobs: tuple[TokenLogprob, ...]) -> Visible:
+    event = tokens(1, text="é", end=True)
+    return type(event)(
+        id=event.id,
+        tenant=event.tenant,
+        q=event.q,
+        offset=event.offset,
+        epoch=event.epoch,
+        seq=0,
+        token_ids=(5,),
+        text="é",
+        logprobs=logprobs,
+        finish_reason="stop",
+    )
