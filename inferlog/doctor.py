@@ -5,7 +5,6 @@ import json
 import os
 import platform
 import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -66,8 +65,6 @@ def findings(command: DoctorCommand) -> list[Finding]:
 
 def _python(_: DoctorCommand) -> Finding:
     version = platform.python_version()
-    if sys.version_info < (3, 11):
-        return Finding("Python", "problem", f"{version}: 3.11 or newer is needed")
     return Finding("Python", "ok", f"{version} on {platform.system()} {platform.machine()}")
 
 
