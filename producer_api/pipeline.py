@@ -25,12 +25,7 @@ from schemas.ids import parse_request_id
 from schemas.operations import Claim
 from topics.catalogue import REPLIES
 from topics.fence_tail import FenceTail
-from topics.ports import (
-    Log,
-    LogError,
-    Partition,
-    parse_partition,
-)
+from topics.ports import Log, LogError, Partition, parse_partition
 
 _log = logging.getLogger(__name__)
 
