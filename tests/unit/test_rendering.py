@@ -57,7 +57,11 @@ def test_ids_count_the_tokens_of_all_choices() -> None:
 
 
 def test_ids_do_not_depend_on_how_events_came() -> None:
-    events = [tokens(2, text="ab"), tokens(1, text="c", seq=2, end=True), finished(3)]
+    events: list[Visible] = [
+        tokens(2, text="ab"),
+        tokens(1, text="c", seq=2, end=True),
+        finished(3),
+    ]
     one = ChunkRenderer(REQUEST_ID, info(), 0)
     piecewise = b"".join(one.render([event]) for event in events)
     assert frames(piecewise) == render(info(), *events)
@@ -74,7 +78,7 @@ def test_withheld_text_moves_the_position_of_what_follows() -> None:
 
 
 def test_counts_come_in_a_chunk_of_their_own_only_if_asked_for() -> None:
-    events = [tokens(2, text="ab", end=True), finished(2)]
+    events: list[Visible] = [tokens(2, text="ab", end=True), finished(2)]
     asked = render(info(include_usage=True), *events)
     usage = asked[-2][1]
     assert usage["choices"] == []
@@ -91,7 +95,11 @@ def test_newlines_in_text_stay_inside_their_event() -> None:
 
 def test_a_body_joins_what_the_events_said() -> None:
     accepted = Accepted(id=REQUEST_ID, tenant="a", info=info())
-    events = [tokens(2, text="ab"), tokens(1, text="c", seq=2, end=True), finished(3)]
+    events: list[Visible] = [
+        tokens(2, text="ab"),
+        tokens(1, text="c", seq=2, end=True),
+        finished(3),
+    ]
     body = whole_body(REQUEST_ID, [accepted, *events])
     assert body["id"] == f"chatcmpl-{REQUEST_ID}"
     assert body["object"] == "chat.completion"
