@@ -1,23 +1,26 @@
 """Appending requests and cancels: one appender, both acks, and what a failure means."""
 
 import asyncio
-import contextlib
 import logging
-import time
 
 from core.errors import Refusal
 from core.limits import Limits
 from core.stream import Key
 from runtime.clock import BrokerClock
 from runtime.metrics import Metrics
-from schemas.codec import encode
+from schemas.codec import RECORD_BYTES_MAX, encode
 from schemas.envelope import request_headers
 from schemas.ids import parse_request_id
 from schemas.operations import Control
 from schemas.replies import Accepted
 from schemas.requests import Request
 from topics.catalogue import CONTROL, REPLIES
-from topics.ports import Appender, AppendFailed, Log, LogError, Partition, RecordTooLarge
+from topics.ports import Appended, Appender, AppendFailed, Log, LogError, Partition, RecordTooLarge
+
+REQUEST_BYTES_MAX = RECORD_BYTES_MAX - 4096
+"""Headers and key need room beside it."""
+CANCELS_AT_ONCE = 256
+RETRY_SECONDS = 0.5
 
 _log = logging.getLogger(__name__)
 
@@ -25,6 +28,22 @@ _log = logging.getLogger(__name__)
 def unavailable() -> Refusal:
     """503: nothing was appended."""
     return Refusal("unavailable", "The log cannot be reached.", retry_after_seconds=2)
+
+
+def too_large() -> Refusal:
+    """413: nothing was appended."""
+    return Refusal(
+        "request_too_large",
+        f"This request makes a record of more than {REQUEST_BYTES_MAX} bytes: shorten it.",
+    )
+
+
+def request_value(request: Request) -> bytes:
+    """The record's value. Raises Refusal `request_too_large`."""
+    value = encode(request)
+    if len(value) > REQUEST_BYTES_MAX:
+        raise too_large()
+    return value
 
 
 class Publisher:
@@ -37,7 +56,9 @@ class Publisher:
         self._metrics = metrics
         self._appender: Appender | None = None
         self._opening = asyncio.Lock()
-        self._later: set[asyncio.Task[None]] = set()
+        self._closing: set[asyncio.Future[None]] = set()
+        self._cancels: dict[Key, None] = {}
+        self._cancelling: asyncio.Task[None] | None = None
 
     async def open(self) -> Appender:
         """The appender; a new one after a failure. Raises LogError."""
@@ -63,32 +84,43 @@ class Publisher:
         parts = parse_request_id(request.id)
         accepted = Accepted(id=request.id, tenant=request.tenant, info=request.info())
         headers = request_headers(request.id, request.tenant, parts.time_ms, traceparent)
+        value = request_value(request)
+        appender: Appender | None = None
+        appended: Appended | None = None
         try:
-            appender = self._appender or await self.open()
-            sent_ms = time.time() * 1000
-            acks = (
-                appender.append(q.topic, q.index, encode(request), key=record_key, headers=headers),
-                appender.append(REPLIES, parts.reply_partition, encode(accepted)),
-            )
             async with asyncio.timeout(self._limits.publish_seconds):
-                appended = await acks[0]
-                await acks[1]
+                appender = self._appender or await self.open()
+                sent_ms = self._clock.wall_ms()
+                ack = appender.append(q.topic, q.index, value, key=record_key, headers=headers)
+                accepted_ack = appender.append(REPLIES, parts.reply_partition, encode(accepted))
+                appended = await ack
+                await accepted_ack
         except (LogError, TimeoutError) as error:
-            raise self._failed(error, (request.tenant, request.id), keyed=keyed) from error
+            key = (request.tenant, request.id)
+            if appender is None:
+                raise unavailable() from error
+            self._drop(appender)
+            raise self._failed(error, key, accepted=appended is not None, keyed=keyed) from error
+        except asyncio.CancelledError:
+            if appender is not None and not keyed:
+                # nobody knows its id, so nobody else could ever cancel it
+                self.cancel_soon(request.tenant, request.id)
+            raise
         if appended.time_ms:
-            acked_ms = time.time() * 1000
+            acked_ms = self._clock.wall_ms()
             self._clock.observe(appended.time_ms, sent_ms, acked_ms)
             self._metrics.publish.labels("requests").observe((acked_ms - sent_ms) / 1000)
 
-    def _failed(self, error: Exception, key: Key, *, keyed: bool) -> Refusal:
+    def _failed(self, error: Exception, key: Key, *, accepted: bool, keyed: bool) -> Refusal:
+        """`accepted`: the request itself is on the log, what failed is only what goes beside it."""
         _log.warning(
             "a request could not be published: %s", error or "no ack", extra={"request_id": key[1]}
         )
-        if isinstance(error, RecordTooLarge):
-            return Refusal("request_too_large", "The request is too large for a record.")
-        self._drop()
-        if isinstance(error, AppendFailed):
-            return unavailable()
+        unknown = accepted or not isinstance(error, AppendFailed)
+        outcome = "unknown" if unknown else "refused"
+        self._metrics.publish_failures.labels("requests", outcome).inc()
+        if not unknown:
+            return too_large() if isinstance(error, RecordTooLarge) else unavailable()
         if not keyed:
             self.cancel_soon(*key)
         return Refusal(
@@ -98,48 +130,70 @@ class Publisher:
             retry_after_seconds=2,
         )
 
-    def _drop(self) -> None:
+    def _drop(self, appender: Appender) -> None:
         """After a failure order is no longer certain: the next append makes a new appender."""
-        appender, self._appender = self._appender, None
-        if appender is not None:
-            self._keep(asyncio.ensure_future(appender.close(0.0)))
-
-    def _keep(self, task: "asyncio.Task[None]") -> None:
-        self._later.add(task)
-        task.add_done_callback(self._later.discard)
+        if self._appender is not appender:
+            return  # another append that failed with it has seen to it
+        self._appender = None
+        closing = asyncio.ensure_future(appender.close(0.0))
+        self._closing.add(closing)
+        closing.add_done_callback(self._closing.discard)
 
     async def cancel(self, tenant: str, request_id: str, reason: str) -> None:
         """Appends the cancel; done when it is acknowledged. Idempotent. Raises Refusal."""
-        control = Control(kind="cancel", tenant=tenant, request_id=request_id, reason=reason)
+        appender: Appender | None = None
         try:
-            appender = self._appender or await self.open()
             async with asyncio.timeout(self._limits.publish_seconds):
-                await appender.append(CONTROL, 0, encode(control))
+                appender = self._appender or await self.open()
+                await appender.append(CONTROL, 0, _cancel_record((tenant, request_id), reason))
         except (LogError, TimeoutError) as error:
-            self._drop()
+            if appender is not None:
+                self._drop(appender)
             raise unavailable() from error
 
     def cancel_soon(self, tenant: str, request_id: str) -> None:
-        """Cancels in the background: what a handler calls whose client is gone."""
-        self._keep(asyncio.create_task(self._cancel_later(tenant, request_id), name="cancel-soon"))
+        """Cancels in the background, as soon as the log takes it: for a client that is gone."""
+        if len(self._cancels) >= self._limits.cancelled_ids:
+            # the oldest: its own deadline is the nearest
+            del self._cancels[next(iter(self._cancels))]
+            self._metrics.log_faults.labels("cancel_dropped").inc()
+        self._cancels[tenant, request_id] = None
+        if self._cancelling is None or self._cancelling.done():
+            self._cancelling = asyncio.create_task(self._cancel_all(), name="cancels")
 
-    async def _cancel_later(self, tenant: str, request_id: str) -> None:
-        until_s = time.monotonic() + self._limits.total_seconds
-        while time.monotonic() < until_s:
+    async def _cancel_all(self) -> None:
+        while self._cancels:
+            keys = list(self._cancels)[:CANCELS_AT_ONCE]
+            appender: Appender | None = None
             try:
-                await self.cancel(tenant, request_id, "nobody waits for it")
-                return
-            except Refusal:
-                await asyncio.sleep(1.0)
+                async with asyncio.timeout(self._limits.publish_seconds):
+                    appender = self._appender or await self.open()
+                    acks = [
+                        appender.append(CONTROL, 0, _cancel_record(key, "nobody waits for it"))
+                        for key in keys
+                    ]
+                    for key, ack in zip(keys, acks, strict=True):
+                        await ack
+                        self._cancels.pop(key, None)
+            except (LogError, TimeoutError) as error:
+                # what is on the log already may come a second time, which changes nothing
+                _log.warning("cancels wait for the log: %s", error or "no ack")
+                if appender is not None:
+                    self._drop(appender)
+                await asyncio.sleep(RETRY_SECONDS)
 
     async def close(self) -> None:
-        """Gives background cancels a moment, then lets go."""
-        if self._later:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(2.0):
-                    await asyncio.gather(*self._later, return_exceptions=True)
-        for task in list(self._later):
-            task.cancel()
-        if self._appender is not None:
-            await self._appender.close()
-            self._appender = None
+        """Gives background cancels a moment, then lets go. Idempotent."""
+        if self._cancelling is not None:
+            await asyncio.wait({self._cancelling}, timeout=2.0)
+            self._cancelling.cancel()
+            await asyncio.gather(self._cancelling, return_exceptions=True)
+        await asyncio.gather(*self._closing, return_exceptions=True)
+        appender, self._appender = self._appender, None
+        if appender is not None:
+            await appender.close()
+
+
+def _cancel_record(key: Key, reason: str) -> bytes:
+    tenant, request_id = key
+    return encode(Control(kind="cancel", tenant=tenant, request_id=request_id, reason=reason))
