@@ -3,18 +3,16 @@
 import asyncio
 import contextlib
 import logging
-import time
+from collections.abc import AsyncIterator
 
 from core.errors import Refusal
-from core.idempotency import ClaimBook, Judged
+from core.idempotency import ClaimBook, ClaimKey, Judged
 from core.limits import Limits
 from runtime.clock import BrokerClock
 from schemas.codec import UndecodableRecord, decode_claim, encode
 from schemas.operations import Claim
 from topics.catalogue import CLAIMS
 from topics.ports import Appender, Log, LogError, OffsetOutOfRange, Partition, Tail
-
-PRUNE_SECONDS = 60.0
 
 _log = logging.getLogger(__name__)
 
@@ -32,13 +30,31 @@ class Claims:
         self._appender: Appender | None = None
         self._opening = asyncio.Lock()
         self._waiting: dict[str, asyncio.Future[Judged]] = {}
+        self._turns: dict[ClaimKey, tuple[asyncio.Lock, list[None]]] = {}
+
+    def life_seconds(self, total_seconds: float) -> float:
+        """How long a claim keeps its key: longer than its request can run."""
+        running_s = 2 * total_seconds + self._limits.deadline_margin_seconds
+        return max(self._limits.claim_life_seconds, running_s)
+
+    @contextlib.asynccontextmanager
+    async def turn(self, key: ClaimKey) -> AsyncIterator[None]:
+        """One at a time per key on this replica: many retries at once make one claim, not many."""
+        lock, users = self._turns.setdefault(key, (asyncio.Lock(), []))
+        users.append(None)
+        try:
+            async with lock:
+                yield
+        finally:
+            users.pop()
+            if not users:
+                del self._turns[key]
 
     async def start(self) -> "asyncio.Task[None]":
         """Reads from two longest lives back up to now; returns the loop that goes on."""
         count = await self._log.partition_count(CLAIMS)
         here = [Partition(CLAIMS, index) for index in range(count)]
-        since_ms = int(self._clock.now_ms() - 2000 * self._limits.claim_life_seconds)
-        starts = await self._log.offsets_at(dict.fromkeys(here, since_ms))
+        starts = await self._two_lives_back(here)
         ends = await self._log.end_offsets(here)
         self._tail = await self._log.tail(starts)
         async with asyncio.timeout(60.0):
@@ -47,20 +63,32 @@ class Claims:
         self._task = asyncio.create_task(self._run(), name="claims-tail")
         return self._task
 
+    async def _two_lives_back(self, here: list[Partition]) -> dict[Partition, int]:
+        """Where to begin, so that every claim that can still matter is judged as others judge it."""
+        longest_s = self.life_seconds(self._limits.total_seconds)
+        back_s = 2 * longest_s + self._limits.clock_skew_seconds
+        since_ms = max(0, int(self._clock.now_ms() - 1000 * back_s))
+        return await self._log.offsets_at(dict.fromkeys(here, since_ms))
+
     async def _run(self) -> None:
-        pruned_s = time.monotonic()
         while True:
             try:
                 await self._read(1.0)
             except OffsetOutOfRange:
                 _log.critical("claims were cut off or recreated: keys may be free early")
                 assert self._tail is not None
-                count = await self._log.partition_count(CLAIMS)
-                here = [Partition(CLAIMS, index) for index in range(count)]
-                self._tail.assign(await self._log.start_offsets(here))
-            if time.monotonic() - pruned_s > PRUNE_SECONDS:
-                pruned_s = time.monotonic()
-                self.book.prune(self._clock.now_ms())
+                self.book = ClaimBook()  # what is read again must not be judged against itself
+                await self._begin_anew(self._tail)
+            self.book.prune(self._clock.now_ms())
+
+    async def _begin_anew(self, tail: Tail) -> None:
+        try:
+            count = await self._log.partition_count(CLAIMS)
+            here = [Partition(CLAIMS, index) for index in range(count)]
+            tail.assign(await self._two_lives_back(here))
+        except LogError as error:
+            _log.warning("claims cannot be read yet: %s", error)
+            await asyncio.sleep(0.5)
 
     async def _read(self, wait_seconds: float) -> None:
         assert self._tail is not None
@@ -89,6 +117,7 @@ class Claims:
             )
         key = f"{claim.tenant}\0{claim.key}".encode()
         waiter = self._waiting[claim.request_id] = asyncio.get_running_loop().create_future()
+        appender: Appender | None = None
         try:
             async with asyncio.timeout(self._limits.publish_seconds):
                 await self._log.partition_count(CLAIMS)
@@ -101,9 +130,9 @@ class Claims:
                 judged: Judged = await waiter
                 return judged
         except (LogError, TimeoutError) as error:
-            broken, self._appender = self._appender, None
-            if broken is not None:
-                self._closing = asyncio.ensure_future(broken.close(0.0))
+            if appender is not None and self._appender is appender:
+                self._appender = None  # the next claim makes a new one
+                self._closing = asyncio.ensure_future(appender.close(0.0))
             raise Refusal(
                 "unavailable", "The key could not be claimed right now.", retry_after_seconds=1
             ) from error

@@ -9,11 +9,11 @@ import logging
 from collections.abc import Sequence
 
 from core.errors import InferlogError, Refusal
-from core.idempotency import Judged
 from core.limits import Limits
 from core.stream import Key, Visible, is_terminal
 from producer_api.claims import Claims
-from producer_api.placement import Placement
+from producer_api.keyed import KeyedSubmitter
+from producer_api.placement import Placement, pool_of
 from producer_api.publisher import Publisher, unavailable
 from producer_api.reply_router import ReplyRouter
 from producer_api.streams import Follower, Mailbox, ReplyStream
@@ -22,10 +22,9 @@ from producer_api.worker_directory import ModelEntry, WorkerDirectory
 from runtime.clock import BrokerClock
 from runtime.metrics import Metrics
 from schemas.ids import parse_request_id
-from schemas.operations import Claim
 from topics.catalogue import REPLIES
 from topics.fence_tail import FenceTail
-from topics.ports import Log, LogError, Partition, parse_partition
+from topics.ports import Log, LogError, Partition
 
 _log = logging.getLogger(__name__)
 
@@ -68,6 +67,7 @@ class Pipeline:
         home = [p for p in range(count) if p % replicas == index] or [index % count]
         self._router = ReplyRouter(self._log, self._fence_tail, self.metrics, home)
         self._placement = Placement(self._log, self._clock, self._directory, home, count)
+        self._keyed = KeyedSubmitter(self._claims, self._placement, self, self._clock, self.metrics)
         await self._publisher.open()
         for starting in (self._router.start(), self._claims.start(), self._directory.start()):
             self._watch(await starting)
@@ -113,10 +113,10 @@ class Pipeline:
             )
         if idempotency is None:
             request_id, place = self._placement.new_id(), await self._placement.place(draft)
-            return await self._publish(draft, request_id, place, traceparent, keyed=False)
-        return await self._submit_keyed(draft, idempotency, traceparent)
+            return await self.publish(draft, request_id, place, traceparent, keyed=False)
+        return await self._keyed.submit(draft, idempotency, traceparent)
 
-    async def _publish(
+    async def publish(
         self,
         draft: Draft,
         request_id: str,
@@ -125,8 +125,9 @@ class Pipeline:
         *,
         keyed: bool,
     ) -> Submission:
+        """Opens a mailbox, then appends. Raises Refusal like `Publisher.publish`."""
         q, record_key = place
-        request = draft.request(request_id, q.topic.split(".")[1])
+        request = draft.request(request_id, pool_of(q.topic))
         key: Key = (draft.tenant, request_id)
         parts = parse_request_id(request_id)
         box: Mailbox | None = None
@@ -141,74 +142,6 @@ class Pipeline:
             raise
         self.metrics.accepted.labels(draft.tier, draft.endpoint).inc()
         return Submission(request_id, "new", stream)
-
-    # --- idempotency
-
-    async def _submit_keyed(
-        self, draft: Draft, idempotency: IdempotencyKey, traceparent: str | None
-    ) -> Submission:
-        live = self._claims.book.live(draft.tenant, idempotency.key, self._clock.now_ms())
-        if live is None:
-            q, record_key = await self._placement.place(draft)
-            claim = Claim(
-                tenant=draft.tenant,
-                key=idempotency.key,
-                fingerprint=idempotency.fingerprint,
-                request_id=self._placement.new_id(),
-                q=str(q),
-                life_seconds=max(self.limits.claim_life_seconds, 2 * draft.deadlines.total_seconds),
-            )
-            judged = await self._claims.claim(claim)
-            if judged.won:
-                self.metrics.claims.labels("won").inc()
-                return await self._publish(
-                    draft, claim.request_id, (q, record_key), traceparent, keyed=True
-                )
-            live = self._claims.book.winner(draft.tenant, idempotency.key)
-        if live is None or not live.won:
-            self.metrics.claims.labels("out_of_view").inc()
-            raise Refusal("result_expired", "The answer to this key is no longer kept.")
-        if live.claim.fingerprint != idempotency.fingerprint:
-            self.metrics.claims.labels("conflict").inc()
-            raise Refusal(
-                "idempotency_key_reused",
-                "This Idempotency-Key was used with another payload: use a new key.",
-            )
-        return await self._join(draft, idempotency, live, traceparent)
-
-    async def _join(
-        self, draft: Draft, wanted: IdempotencyKey, live: Judged, traceparent: str | None
-    ) -> Submission:
-        request_id = live.claim.request_id
-        age_s = (self._clock.now_ms() - live.append_ms) / 1000
-        try:
-            snapshot = await self.status(draft.tenant, request_id)
-        except Refusal as refusal:
-            if refusal.code != "not_found":
-                raise
-            if self.limits.claim_lease_seconds < age_s < draft.deadlines.total_seconds:
-                # its replica died between claim and publish: publish it under the same id
-                self.metrics.claims.labels("taken_over").inc()
-                q = parse_partition(live.claim.q)
-                return await self._publish(
-                    draft, request_id, (q, draft.tenant.encode()), traceparent, keyed=True
-                )
-            if age_s > 2 * draft.deadlines.total_seconds:
-                raise Refusal("result_expired", "The answer is no longer kept.") from None
-            snapshot = None
-        if snapshot is not None and snapshot.state not in ("queued", "in_progress"):
-            self.metrics.claims.labels("replayed").inc()
-            return Submission(request_id, "replayed", await self.open(draft.tenant, request_id))
-        if snapshot is not None and wanted.attach:
-            self.metrics.claims.labels("attached").inc()
-            return Submission(request_id, "attached", await self.open(draft.tenant, request_id))
-        self.metrics.claims.labels("in_progress").inc()
-        raise Refusal(
-            "idempotency_in_progress",
-            "A request with this Idempotency-Key is running. Retry later, or send "
-            "`Prefer: inferlog=attach` to join it.",
-            retry_after_seconds=1,
-        )
 
     # --- out
 

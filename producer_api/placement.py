@@ -10,12 +10,18 @@ from producer_api.submission import Draft
 from producer_api.worker_directory import WorkerDirectory
 from runtime.clock import BrokerClock
 from schemas.ids import RANDOM_BITS, make_request_id, parse_request_id
+from schemas.requests import Body
 from topics.catalogue import request_topic
 from topics.ports import Log, LogError, Partition
 
 PREFIX_CHARS = 256
 PREFIX_BUCKETS = 4
 JUST_NOW_MS = 1000
+
+
+def pool_of(topic: str) -> str:
+    """The pool of a request topic, `requests.<pool>.<tier>`."""
+    return topic.removeprefix("requests.").rpartition(".")[0]
 
 
 class Placement:
@@ -44,10 +50,7 @@ class Placement:
 
     async def place(self, draft: Draft) -> tuple[Partition, bytes]:
         """The request partition and the record key. Raises Refusal."""
-        messages = draft.body.messages
-        beginning = (messages[0].content if messages else draft.body.prompt or "")[:PREFIX_CHARS]
-        bucket = zlib.crc32(beginning.encode(errors="replace")) % PREFIX_BUCKETS
-        key = f"{draft.tenant}:{bucket}".encode()
+        key = f"{draft.tenant}:{prefix_bucket(draft.body)}".encode()
         topic = request_topic(self._directory.check(draft.model).pool, draft.tier)
         try:
             await self._log.partition_count(topic)
@@ -69,3 +72,20 @@ class Placement:
             raise Refusal("not_found", "There is no such request.")
         if parts.time_ms < self._clock.now_ms() - kept_seconds * 1000:
             raise Refusal("result_expired", "This answer is no longer kept.")
+
+
+def prefix_bucket(body: Body) -> int:
+    """Which of a tenant's few keys a request goes by.
+
+    It is told by the beginning of the prompt, or of each message up to the first of the user: so a
+    conversation stays with one worker's cache as it grows.
+    """
+    if body.messages is None:
+        beginning = (body.prompt or "")[:PREFIX_CHARS]
+        return zlib.crc32(beginning.encode(errors="replace")) % PREFIX_BUCKETS
+    checksum = 0
+    for message in body.messages:
+        checksum = zlib.crc32(message.content[:PREFIX_CHARS].encode(errors="replace"), checksum)
+        if message.role == "user":
+            break
+    return checksum % PREFIX_BUCKETS
