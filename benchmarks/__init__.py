@@ -1,0 +1,1 @@
+"""One file a claim; results under `benchmarks/results/`."""
