@@ -58,6 +58,8 @@ def build(only: str | None = None) -> typer.Typer:
         add_completion=False,
         # A traceback with local variables would show prompts and keys.
         pretty_exceptions_enable=False,
+        # Boxes and colours take a quarter of a second to import: not for the list of commands.
+        rich_markup_mode=None if only == "" else "rich",
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_before_any)
