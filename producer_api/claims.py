@@ -63,6 +63,11 @@ class Claims:
         self._task = asyncio.create_task(self._run(), name="claims-tail")
         return self._task
 
+    @property
+    def reading(self) -> bool:
+        """True while claims are being read."""
+        return self._task is not None and not self._task.done()
+
     async def _two_lives_back(self, here: list[Partition]) -> dict[Partition, int]:
         """Where to begin, so that every claim that can still matter is judged as others judge it."""
         longest_s = self.life_seconds(self._limits.total_seconds)

@@ -16,8 +16,16 @@ from producer_api.keyed import KeyedSubmitter
 from producer_api.placement import Placement, pool_of
 from producer_api.publisher import Publisher, unavailable
 from producer_api.reply_router import ReplyRouter
-from producer_api.streams import Follower, Mailbox, ReplyStream
-from producer_api.submission import Draft, IdempotencyKey, Snapshot, Submission, snapshot_of
+from producer_api.streams import Follower, Mailbox, ReplyStream, result_expired
+from producer_api.submission import (
+    Draft,
+    IdempotencyKey,
+    Snapshot,
+    Submission,
+    info_of,
+    is_expired,
+    snapshot_of,
+)
 from producer_api.worker_directory import ModelEntry, WorkerDirectory
 from runtime.clock import BrokerClock
 from runtime.metrics import Metrics
@@ -25,6 +33,9 @@ from schemas.ids import parse_request_id
 from topics.catalogue import REPLIES
 from topics.fence_tail import FenceTail
 from topics.ports import Log, LogError, Partition
+
+SCAN_SECONDS = 30.0
+"""A scan that takes longer is given up: the log does not answer."""
 
 _log = logging.getLogger(__name__)
 
@@ -93,6 +104,8 @@ class Pipeline:
             return "the home partitions are not being read"
         if self._fence_tail.failure:
             return "fences were lost"
+        if not self._claims.reading:
+            return "claims are not being read"
         return None
 
     # --- in
@@ -107,10 +120,7 @@ class Pipeline:
         """Accepts a request durably, or finds the one that holds its key. Raises Refusal."""
         if self._draining.is_set():
             raise Refusal("shutting_down", "This replica is going away.", retry_after_seconds=1)
-        if self._open_streams >= self.limits.open_streams:
-            raise Refusal(
-                "too_many_streams", "This replica serves all it can.", retry_after_seconds=2
-            )
+        self._check_room()
         if idempotency is None:
             request_id, place = self._placement.new_id(), await self._placement.place(draft)
             return await self.publish(draft, request_id, place, traceparent, keyed=False)
@@ -143,6 +153,12 @@ class Pipeline:
         self.metrics.accepted.labels(draft.tier, draft.endpoint).inc()
         return Submission(request_id, "new", stream)
 
+    def _check_room(self) -> None:
+        if self._open_streams >= self.limits.open_streams:
+            raise Refusal(
+                "too_many_streams", "This replica serves all it can.", retry_after_seconds=2
+            )
+
     # --- out
 
     def _stream(self, key: Key, box: Mailbox | None, after: int = 0) -> ReplyStream:
@@ -155,7 +171,15 @@ class Pipeline:
             if box is not None:
                 self._router.unwatch(key)
 
-        return ReplyStream(key, self._draining, lambda: self._follower(key), box, after, closed)
+        def make_follower() -> Follower:
+            return self._follower(key)
+
+        return ReplyStream(key, self._draining, make_follower, self._is_expired, box, after, closed)
+
+    def _is_expired(self, request_id: str, total_seconds: float | None) -> bool:
+        total_s = self.limits.total_seconds if total_seconds is None else total_seconds
+        margin_s = self.limits.deadline_margin_seconds
+        return is_expired(request_id, total_s, self._clock.now_ms(), margin_s)
 
     def _follower(self, key: Key) -> Follower:
         skew_ms = int(self.limits.clock_skew_seconds * 1000)
@@ -163,10 +187,15 @@ class Pipeline:
 
     async def open(self, tenant: str, request_id: str, *, after: int = 0) -> ReplyStream:
         """The answer of any request of this tenant, from position `after` on. Raises Refusal."""
+        self._check_room()
         self._placement.check_id(request_id, self.limits.reply_retention_seconds)
         stream = self._stream((tenant, request_id), None, after)
         try:
-            await stream.find()
+            async with asyncio.timeout(SCAN_SECONDS):
+                await stream.find()
+        except (LogError, TimeoutError) as error:
+            await stream.close()
+            raise unavailable() from error
         except BaseException:
             await stream.close()
             raise
@@ -176,23 +205,25 @@ class Pipeline:
         """One scan up to the end of the log as it is now. Raises Refusal."""
         self._placement.check_id(request_id, self.limits.reply_retention_seconds)
         places = self._scans.setdefault(tenant, asyncio.Semaphore(self.limits.scans_per_tenant))
-        async with places:
-            follower = self._follower((tenant, request_id))
-            visible: list[Visible] = []
-            try:
+        follower = self._follower((tenant, request_id))
+        visible: list[Visible] = []
+        try:
+            async with asyncio.timeout(SCAN_SECONDS), places:
                 await follower.open()
                 while not follower.at_end:
                     visible += await follower.read(0.2)
                     if visible and is_terminal(visible[-1]):
                         break
-            except LogError as error:
-                raise unavailable() from error
-            finally:
-                await follower.close()
+        except (LogError, TimeoutError) as error:
+            raise unavailable() from error
+        finally:
+            await follower.close()
         if follower.gap:
-            raise Refusal("result_expired", "The beginning of this answer is no longer kept.")
+            raise result_expired()
         if not visible:
             raise Refusal("not_found", f"There is no request {request_id}.")
+        if info_of(visible) is None and not is_terminal(visible[-1]):
+            raise result_expired()  # retention took all before its first token
         margin_s = self.limits.deadline_margin_seconds
         return snapshot_of(request_id, visible, self._clock.now_ms(), margin_s)
 

@@ -8,15 +8,19 @@ import asyncio
 from collections.abc import Callable
 
 from core.errors import InferlogError, Refusal
-from core.stream import Key, Reader, Visible, is_terminal
+from core.stream import Key, Reader, Visible
 from schemas.codec import UndecodableRecord, decode_reply
 from schemas.ids import parse_request_id
-from schemas.replies import Started, Tokens
+from schemas.replies import Accepted, Expired, Started, Tokens
 from topics.fence_tail import FenceTail
 from topics.ports import Log, LogError, Partition, Tail
 from topics.scan import REPLIES, late_reader
 
 WAIT_SLICE_SECONDS = 1.0
+
+
+IsExpired = Callable[[str, float | None], bool]
+"""Whether a request (id, its total deadline if known) counts as expired without a terminal."""
 
 
 class ShuttingDown(InferlogError):
@@ -27,13 +31,18 @@ class ClientGone(InferlogError):
     """The client closed its connection while it waited."""
 
 
+def result_expired() -> Refusal:
+    """410: retention took the answer, or its beginning."""
+    return Refusal("result_expired", "This answer, or its beginning, is no longer kept.")
+
+
 class Mailbox:
     """Events of one request as the tail accepts them."""
 
     def __init__(self, key: Key, events_max: int, bytes_max: int) -> None:
         self.key = key
         self.overflowed = False
-        self.arrived = asyncio.Event()
+        self._waiter: asyncio.Future[None] | None = None
         self._events_max = events_max
         self._bytes_max = bytes_max
         self._events: list[Visible] = []
@@ -52,17 +61,28 @@ class Mailbox:
         """Gives up: whoever reads goes on from the log."""
         self.overflowed = True
         self._events.clear()
-        self.arrived.set()
+        self.wake()
 
     def wake(self) -> None:
         """Called once per batch of the tail, after its puts."""
-        self.arrived.set()
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def wait(self, max_wait_seconds: float) -> None:
+        """Returns when woken, or after the wait. A future and a timer: no task per wait."""
+        loop = asyncio.get_running_loop()
+        waiter = self._waiter = loop.create_future()
+        timer = loop.call_later(max_wait_seconds, self.wake)
+        try:
+            await waiter
+        finally:
+            timer.cancel()
+            self._waiter = None
 
     def take(self) -> list[Visible]:
         """All that has arrived."""
         events, self._events = self._events, []
         self._bytes = 0
-        self.arrived.clear()
         return events
 
 
@@ -123,7 +143,9 @@ class ReplyStream:
     """The answer of one request from a position on; ends with its terminal.
 
     `position` is the number of tokens (of all choices) delivered so far. Positions that clients hold
-    are ends of log events, or of merges of them, so going on from one never splits an event.
+    are ends of log events, or of merges of them, so going on from one never splits an event. An event
+    without tokens (the end of a choice) lies at the position of the token before it, and is told
+    again to whoever goes on from there.
     """
 
     def __init__(
@@ -131,6 +153,7 @@ class ReplyStream:
         key: Key,
         shutdown: asyncio.Event,
         make_follower: Callable[[], Follower],
+        is_expired: IsExpired,
         mailbox: Mailbox | None = None,
         after: int = 0,
         on_close: Callable[[], None] | None = None,
@@ -142,8 +165,12 @@ class ReplyStream:
         self._make_follower = make_follower
         self._mailbox = mailbox
         self._follower: Follower | None = None
+        self._is_expired = is_expired
         self._after = after
-        self._seen = 0
+        self._seen = 0  # tokens read, delivered or not
+        self._consumed = 0  # events read, delivered or not
+        self._skip = 0  # events still to be passed over
+        self._total_seconds: float | None = None
         self._started = False
         self._on_close = on_close
         self._ahead: list[Visible] = []
@@ -166,15 +193,16 @@ class ReplyStream:
         while not self._ahead:
             self._ahead = await follower.read(0.2)
             if follower.gap:
-                raise Refusal("result_expired", "The beginning of this answer is no longer kept.")
+                raise result_expired()
             if not self._ahead and follower.at_end:
                 raise Refusal("not_found", f"There is no request {self.request_id}.")
 
     async def next(self, timeout_seconds: float) -> list[Visible]:
         """All events that are there now, else those that come first; [] after the limit.
 
-        Raises ShuttingDown when this replica goes away, ClientGone after `abandon`, LogError if the
-        log cannot be read.
+        At the time when a request without a terminal counts as expired, an `Expired` of our own ends
+        the stream. Raises ShuttingDown when this replica goes away, ClientGone after `abandon`,
+        LogError if the log cannot be read, Refusal `result_expired` if retention took it meanwhile.
         """
         loop = asyncio.get_running_loop()
         until_s = loop.time() + timeout_seconds
@@ -185,6 +213,8 @@ class ReplyStream:
                 raise ClientGone("the client closed its connection")
             if self._shutdown.is_set():
                 raise ShuttingDown("this replica is shutting down")
+            if self._is_expired(self.request_id, self._total_seconds):
+                return [self._expired()]
             if loop.time() >= until_s:
                 return []
         return []
@@ -198,17 +228,18 @@ class ReplyStream:
         if box is not None and not box.overflowed:
             if events := box.take():
                 return events
-            try:
-                await asyncio.wait_for(box.arrived.wait(), wait_seconds)
-            except TimeoutError:
-                return []
+            await box.wait(wait_seconds)
             return box.take()
         follower = self._follower or await self._reopen()
-        return await follower.read(min(wait_seconds, 0.5))
+        events = await follower.read(min(wait_seconds, 0.5))
+        if follower.gap:
+            # nothing more will ever be accepted: its beginning was taken by retention
+            raise result_expired()
+        return events
 
     async def _reopen(self) -> Follower:
-        """From the mailbox to the log: what was delivered is passed over."""
-        self._after, self._seen = self.position, 0
+        """From the mailbox to the log, which says again what was delivered: that is passed over."""
+        self._skip = self._consumed
         return await self._open_follower()
 
     async def _open_follower(self) -> Follower:
@@ -224,21 +255,35 @@ class ReplyStream:
         return follower
 
     def _deliver(self, events: list[Visible]) -> list[Visible]:
+        if self._skip:
+            passed = min(self._skip, len(events))
+            self._skip -= passed
+            events = events[passed:]
+        self._consumed += len(events)
         fresh: list[Visible] = []
         for event in events:
             if isinstance(event, Tokens):
                 self._seen += len(event.token_ids)
-                if self._seen > self._after or not event.token_ids:
-                    fresh.append(event)
                 self.position = max(self.position, self._seen)
-            elif isinstance(event, Started):
-                if not self._started:
-                    fresh.append(event)
-                self._started = True
+                if self._seen < self._after or (self._seen == self._after and event.token_ids):
+                    continue
+            elif isinstance(event, Accepted | Started):
+                self._total_seconds = event.info.total_seconds
+                if isinstance(event, Started):
+                    if self._started:
+                        continue
+                    self._started = True
             else:
-                fresh.append(event)
-                self.ended = self.ended or is_terminal(event)
+                self.ended = True
+            fresh.append(event)
         return fresh
+
+    def _expired(self) -> Expired:
+        """What a request without a terminal has come to: its record can run no more."""
+        self.ended = True
+        tenant, request_id = self.key
+        counts = (self._seen,)
+        return Expired(id=request_id, tenant=tenant, q="", offset=-1, epoch=-1, counts=counts)
 
     async def close(self) -> None:
         """Lets go of mailbox and follower. Idempotent."""

@@ -7,7 +7,7 @@ from core.stream import Visible
 from producer_api.streams import ReplyStream
 from schemas.ids import parse_request_id
 from schemas.replies import Accepted, Cancelled, Expired, Failed, Finished, Started
-from schemas.requests import Body, Deadlines, Endpoint, Request, RequestInfo, Tier
+from schemas.requests import CHAT, Body, Deadlines, Endpoint, Request, RequestInfo, Tier
 
 State = Literal["queued", "in_progress", "completed", "failed", "cancelled", "expired"]
 
@@ -45,7 +45,7 @@ class Draft:
 class IdempotencyKey:
     """The client's key, the SHA-256 of the canonical payload, and whether to join a running one."""
 
-    key: str
+    key: str = field(repr=False)  # keys never reach a log
     fingerprint: str
     attach: bool = False
 
@@ -68,19 +68,34 @@ class Snapshot:
     visible: list[Visible]
 
 
-def snapshot_of(
-    request_id: str, visible: list[Visible], now_ms: float, margin_seconds: float
-) -> Snapshot:
-    """The state that these events give; without a terminal a request is expired in the end.
+NO_INFO = RequestInfo(endpoint=CHAT, model="", tier="standard")
+"""Of a record on a request topic that could not be read: all that is known is that it failed."""
+
+
+def info_of(visible: list[Visible]) -> RequestInfo | None:
+    """What `Accepted` or `Started` says of a request; None if neither is there."""
+    return next((it.info for it in visible if isinstance(it, Accepted | Started)), None)
+
+
+def is_expired(request_id: str, total_seconds: float, now_ms: float, margin_seconds: float) -> bool:
+    """Whether a request without a terminal counts as expired.
 
     After its id's time + 2 x total deadline + margin its record has ended, or is refused.
     """
-    info = next(it.info for it in visible if isinstance(it, Accepted | Started))
+    age_s = (now_ms - parse_request_id(request_id).time_ms) / 1000
+    return age_s > 2 * total_seconds + margin_seconds
+
+
+def snapshot_of(
+    request_id: str, visible: list[Visible], now_ms: float, margin_seconds: float
+) -> Snapshot:
+    """The state that these events (at least one) give; without a terminal it expires in the end."""
+    info = info_of(visible) or NO_INFO
     state = _state(visible[-1])
-    if state in ("queued", "in_progress"):
-        age_s = (now_ms - parse_request_id(request_id).time_ms) / 1000
-        if age_s > 2 * info.total_seconds + margin_seconds:
-            state = "expired"
+    if state in ("queued", "in_progress") and is_expired(
+        request_id, info.total_seconds, now_ms, margin_seconds
+    ):
+        state = "expired"
     return Snapshot(info, state, visible)
 
 
