@@ -86,17 +86,20 @@ class ReplyRouter:
                 await self._begin_anew()
 
     async def _begin_anew(self) -> None:
-        for box in self._boxes.values():
-            box.overflow()
+        tail, self._tail = self._tail, None
+        if tail is not None:
+            await tail.close()
         while True:
             try:
-                if self._tail is not None:
-                    await self._tail.close()
                 await self._open()
-                return
+                break
             except LogError as error:
                 _log.warning("replies cannot be read yet: %s", error)
                 await asyncio.sleep(0.5)
+        # also what was watched meanwhile: its beginning may lie before the new start
+        for box in list(self._boxes.values()):
+            box.overflow()
+            self.unwatch(box.key)
 
     def _feed(self, partition: int, offset: int, value: bytes | None) -> None:
         try:

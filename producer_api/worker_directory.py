@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import logging
-import time
 from dataclasses import dataclass
 
 from core.errors import Refusal
@@ -15,6 +14,10 @@ from topics.catalogue import WORKERS
 from topics.ports import Log, OffsetOutOfRange, Partition, Tail
 
 HERE = Partition(WORKERS, 0)
+
+CATCH_UP_SECONDS = 15.0
+QUIET_SECONDS = 1.5
+LATE_MS = 2000
 
 _log = logging.getLogger(__name__)
 
@@ -48,9 +51,11 @@ class WorkerDirectory:
         start = (await self._log.start_offsets([HERE]))[HERE]
         end = (await self._log.end_offsets([HERE]))[HERE]
         self._tail = await self._log.tail({HERE: start})
-        while self._tail.position(HERE) < end:
-            if not await self._read(0.5):
-                break
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + CATCH_UP_SECONDS
+        while self._tail.position(HERE) < end and loop.time() < until_s:
+            if not await self._read(QUIET_SECONDS) and self._tail.position(HERE) > start:
+                break  # compaction may have taken the last ones: there is nothing to wait for
         self._task = asyncio.create_task(self._run(), name="worker-directory")
         return self._task
 
@@ -67,10 +72,12 @@ class WorkerDirectory:
     async def _read(self, wait_seconds: float) -> bool:
         assert self._tail is not None
         records = await self._tail.read(max_wait_seconds=wait_seconds)
-        if records and self._caught_up:
-            # a record read the moment it was appended tells the broker's time
-            now_ms = time.time() * 1000
-            self._clock.observe(records[-1].time_ms, now_ms - 20, now_ms)
+        if records and self._caught_up and self._clock.offset_ms == 0.0:
+            # until the first ack tells better: what comes in now was appended a moment ago, so one
+            # of the clocks is wrong if it says otherwise, and it is the broker's that counts
+            now_ms = self._clock.wall_ms()
+            if not now_ms - LATE_MS <= records[-1].time_ms <= now_ms:
+                self._clock.observe(records[-1].time_ms, now_ms - LATE_MS, now_ms)
         for record in records:
             name = (record.key or b"").decode(errors="replace")
             if record.value is None:
