@@ -44,7 +44,7 @@ class MemoryMember:
         self._revoked_hook, self._assigned_hook = hooks
         self._id = ""
         self._generation = -1
-        self._ever_assigned = False
+        self._told_assigned = False
         self._held: frozenset[Partition] = frozenset()
         self._positions: dict[Partition, int] = {}
         self._paused: set[Partition] = set()
@@ -84,13 +84,14 @@ class MemoryMember:
         if self._commit is not None and not self._commit.done():
             self._commit.cancel()
             await asyncio.wait({self._commit})
-        if self._ever_assigned:
+        if self._told_assigned:
+            self._told_assigned = False
             await _hook(self._revoked_hook, held)
 
     async def assign(self, partitions: frozenset[Partition], generation: int) -> None:
         """A new generation: everything is paused and without a position."""
         self._generation, self._held = generation, partitions
-        self._ever_assigned = True
+        self._told_assigned = True
         self._paused = set(partitions)
         self._positions = {}
         await _hook(self._assigned_hook, partitions)
@@ -126,7 +127,9 @@ class MemoryMember:
 
     async def commit(self, offsets: Mapping[Partition, Committed]) -> None:
         if self._commit is not None and not self._commit.done():
-            raise LogError("another commit is under way")
+            if not self._commit.cancelling():
+                raise LogError("another commit is under way")
+            await asyncio.wait({self._commit})
         if not set(offsets) <= self._held:
             raise CommitRefused("a partition is not assigned any more")
         request = self._group.commit(self, self._generation, dict(offsets))

@@ -1,15 +1,18 @@
 """Both logs, each as a cluster that several components connect to."""
 
+import asyncio
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 import pytest
 import pytest_asyncio
 
+from topics.broker import LocalCluster
 from topics.kafka import KafkaLog
 from topics.memory import MemoryLog
-from topics.ports import Log, TopicSpec
+from topics.ports import Log, Member, Partition, TopicSpec
 
 Connect = Callable[[], Log]
 
@@ -50,3 +53,79 @@ def make_topic(log: Log) -> MakeTopic:
         return name
 
     return make
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def faulty_cluster(
+    kafka_libs: Path, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[LocalCluster]:
+    """A broker of our own: it is killed and frozen."""
+    cluster = LocalCluster(tmp_path_factory.mktemp("faults"), libs=kafka_libs, heap_mb=256)
+    await cluster.start()
+    yield cluster
+    await cluster.stop()
+
+
+@pytest_asyncio.fixture
+async def faulty_log(faulty_cluster: LocalCluster) -> AsyncIterator[KafkaLog]:
+    await faulty_cluster.start()  # what the test before has killed
+    log = KafkaLog(
+        faulty_cluster.bootstrap,
+        client_id="faults",
+        request_timeout_seconds=2.0,
+        append_timeout_seconds=8.0,
+    )
+    yield log
+    await log.close()
+
+
+@pytest_asyncio.fixture
+async def faulty_topic(faulty_log: KafkaLog) -> str:
+    name = f"faults-{uuid.uuid4().hex[:12]}"
+    await faulty_log.create([TopicSpec(name, 2, 1, {"message.timestamp.type": "LogAppendTime"})])
+    return name
+
+
+Told = list[tuple[str, frozenset[Partition]]]
+
+
+@pytest.fixture
+def read_until() -> Callable[[Member, Callable[[], bool]], Awaitable[None]]:
+    """Polls a member until something holds."""
+
+    async def until(member: Member, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(25):
+            while not condition():
+                await member.read(max_wait_seconds=0.05)
+
+    return until
+
+
+@pytest.fixture
+def join_group(
+    faulty_log: KafkaLog,
+    faulty_topic: str,
+    read_until: Callable[[Member, Callable[[], bool]], Awaitable[None]],
+) -> Callable[[], Awaitable[tuple[Any, Told]]]:
+    """A member that holds something, and what its hooks were told."""
+
+    async def join() -> tuple[Any, Told]:
+        told: Told = []
+
+        async def on_revoked(partitions: frozenset[Partition]) -> None:
+            told.append(("revoked", partitions))
+
+        async def on_assigned(partitions: frozenset[Partition]) -> None:
+            told.append(("assigned", partitions))
+
+        member = await faulty_log.join(
+            f"group-{faulty_topic}",
+            faulty_topic,
+            on_revoked=on_revoked,
+            on_assigned=on_assigned,
+            session_timeout_seconds=3.0,
+        )
+        await read_until(member, lambda: bool(member.assignment()))
+        return member, told
+
+    return join

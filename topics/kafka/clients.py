@@ -121,6 +121,13 @@ def in_background(work: Awaitable[T]) -> "asyncio.Task[T]":
     return task
 
 
+async def settled(seconds: float = STOP_SECONDS) -> None:
+    """Waits, for a limited time, for what still goes on in the background."""
+    pending = {task for task in _leftovers if task is not asyncio.current_task()}
+    if pending:
+        await asyncio.wait(pending, timeout=seconds)
+
+
 def describe(error: BaseException) -> str:
     """An error of aiokafka's in one line."""
     return f"{type(error).__name__}: {error}".strip(": ")

@@ -6,7 +6,7 @@ from typing import Any
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from topics.kafka.appender import KafkaAppender
-from topics.kafka.clients import RECORD_BYTES_MAX, started
+from topics.kafka.clients import RECORD_BYTES_MAX, settled, started
 from topics.kafka.member import KafkaMember
 from topics.kafka.partitioning import partition_of
 from topics.kafka.questions import Questions
@@ -175,6 +175,7 @@ class KafkaLog:
     async def close(self) -> None:
         """Ends the clients kept for questions; appenders, tails and members end by themselves."""
         await self._questions.close()
+        await settled()
 
 
 def _tps(partitions: Sequence[Partition]) -> list[TopicPartition]:

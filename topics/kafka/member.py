@@ -94,7 +94,7 @@ class KafkaMember:
         self._held: frozenset[Partition] = frozenset()
         self._unplaced: set[Partition] = set()
         self._identity = (-1, "")
-        self._ever_assigned = False
+        self._told_assigned = False
         self._joining_since_s: float | None = None
         self._commit: asyncio.Task[None] | None = None
 
@@ -126,7 +126,8 @@ class KafkaMember:
         if self._commit is not None and not self._commit.done():
             # else it could reach the broker under the next generation, behind another owner's
             await cancelled({self._commit})
-        if self._ever_assigned:
+        if self._told_assigned:
+            self._told_assigned = False
             await self._revoked_hook(held)
 
     async def assign(self, partitions: frozenset[Partition]) -> None:
@@ -134,7 +135,7 @@ class KafkaMember:
         self._identity = self._group_identity()
         self._held = partitions
         self._unplaced = set(partitions)
-        self._ever_assigned = True
+        self._told_assigned = True
         await self._assigned_hook(partitions)
 
     # --- topics.ports.Member
