@@ -68,7 +68,10 @@ def catalogue(pool: str, settings: TopicSettings) -> list[TopicSpec]:
 
     claim_retention_ms = 2 * it.claim_life_ms + it.claim_life_ms // 2
     return [
-        *(delete(request_topic(pool, t), it.request_partitions, it.request_retention_ms) for t in TIERS),
+        *(
+            delete(request_topic(pool, t), it.request_partitions, it.request_retention_ms)
+            for t in TIERS
+        ),
         delete(REPLIES, it.reply_partitions, it.reply_retention_ms),
         delete(FENCES, 1, 3 * it.reply_retention_ms),
         delete(CONTROL, 1, it.request_retention_ms),

@@ -239,7 +239,9 @@ class Log(Protocol):
         """The first offset appended at or after each time; the end offset if there is none."""
         ...
 
-    async def committed(self, group: str, partitions: Sequence[Partition]) -> dict[Partition, Committed]:
+    async def committed(
+        self, group: str, partitions: Sequence[Partition]
+    ) -> dict[Partition, Committed]:
         """Offset and metadata from one answer; partitions without a commit are left out."""
         ...
 

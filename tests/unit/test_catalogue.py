@@ -1,0 +1,134 @@
+"""The table of topics, and what is said of a cluster that differs from it."""
+
+from dataclasses import replace
+
+import pytest
+
+from schemas.requests import TIERS
+from topics.catalogue import CLAIMS, FENCES, REPLIES, TopicSettings, catalogue, differences
+from topics.ports import TopicState
+
+SETTINGS = TopicSettings()
+WANTED = catalogue("default", SETTINGS)
+SPECS = {spec.name: spec for spec in WANTED}
+
+
+def as_wanted() -> dict[str, TopicState]:
+    return {
+        it.name: TopicState(it.name, it.partitions, it.replication, it.configs) for it in WANTED
+    }
+
+
+def with_config(name: str, config: str, value: str) -> dict[str, TopicState]:
+    actual = as_wanted()
+    actual[name] = replace(actual[name], configs={**actual[name].configs, config: value})
+    return actual
+
+
+def retention_ms(name: str) -> int:
+    return int(SPECS[name].configs["retention.ms"])
+
+
+def test_every_topic_of_the_protocol_has_a_row() -> None:
+    requests = {f"requests.default.{tier}" for tier in TIERS}
+    others = {"replies", "fences", "control", "claims", "usage", "dead-letters"}
+    assert set(SPECS) == requests | others | {"tenants", "workers"}
+
+
+def test_fences_and_control_have_one_partition() -> None:
+    assert (SPECS[FENCES].partitions, SPECS["control"].partitions) == (1, 1)
+
+
+def test_append_times_are_the_brokers_everywhere() -> None:
+    types = {spec.configs["message.timestamp.type"] for spec in WANTED}
+    assert types == {"LogAppendTime"}
+
+
+def test_only_what_is_keyed_by_an_id_is_compacted() -> None:
+    compacted = {it.name for it in WANTED if it.configs["cleanup.policy"] == "compact"}
+    assert compacted == {"tenants", "workers"}
+
+
+def test_segments_are_short_enough_for_retention_to_mean_something() -> None:
+    for spec in WANTED:
+        if spec.configs["cleanup.policy"] == "delete":
+            assert int(spec.configs["segment.ms"]) == retention_ms(spec.name) // 6
+
+
+def test_retentions_cover_deadlines_and_lives() -> None:
+    day_ms = 24 * 3_600_000
+    for tier in TIERS:
+        name = f"requests.default.{tier}"
+        assert retention_ms(name) >= SETTINGS.longest_deadline_ms + day_ms
+    assert retention_ms("control") == retention_ms("requests.default.batch")
+    assert retention_ms(FENCES) == 3 * retention_ms(REPLIES)
+    segment_ms = int(SPECS[CLAIMS].configs["segment.ms"])
+    assert retention_ms(CLAIMS) >= 2 * SETTINGS.claim_life_ms + segment_ms
+
+
+def test_a_record_of_two_megabytes_is_allowed() -> None:
+    for name in ("requests.default.premium", REPLIES, "dead-letters"):
+        assert int(SPECS[name].configs["max.message.bytes"]) > 2 * 1024 * 1024
+
+
+def test_a_cluster_as_wanted_has_no_differences() -> None:
+    assert differences(WANTED, as_wanted(), SETTINGS) == []
+
+
+def test_more_partitions_and_longer_retention_are_fine() -> None:
+    actual = with_config(REPLIES, "retention.ms", str(9 * retention_ms(REPLIES)))
+    actual[REPLIES] = replace(actual[REPLIES], partitions=SPECS[REPLIES].partitions + 4)
+    assert differences(WANTED, actual, SETTINGS) == []
+    assert differences(WANTED, with_config(REPLIES, "retention.ms", "-1"), SETTINGS) == []
+
+
+def test_a_missing_topic_is_said_with_its_remedy() -> None:
+    actual = as_wanted()
+    del actual[FENCES]
+    (sentence,) = differences(WANTED, actual, SETTINGS)
+    assert sentence == "fences: is missing; `inferlog topics create` makes it"
+
+
+def test_fewer_partitions_are_said() -> None:
+    actual = as_wanted()
+    actual[REPLIES] = replace(actual[REPLIES], partitions=1)
+    assert differences(WANTED, actual, SETTINGS) == ["replies: has 1 partitions, wants 4"]
+
+
+@pytest.mark.parametrize("partitions", [5, 8])
+def test_the_partitions_of_claims_never_change(partitions: int) -> None:
+    actual = as_wanted()
+    actual[CLAIMS] = replace(actual[CLAIMS], partitions=partitions)
+    (sentence,) = differences(WANTED, actual, SETTINGS)
+    assert sentence.startswith(f"claims: has {partitions} partitions; the count is for ever")
+
+
+@pytest.mark.parametrize(
+    ("topic", "config", "value", "sentence"),
+    [
+        (CLAIMS, "cleanup.policy", "compact", "claims: cleanup.policy is compact, must be delete"),
+        (
+            REPLIES,
+            "message.timestamp.type",
+            "CreateTime",
+            "replies: message.timestamp.type is CreateTime, must be LogAppendTime",
+        ),
+        (REPLIES, "retention.ms", "60000", "replies: keeps 60000 ms, must keep 3600000 ms or more"),
+    ],
+)
+def test_a_wrong_configuration_is_said(topic: str, config: str, value: str, sentence: str) -> None:
+    assert differences(WANTED, with_config(topic, config, value), SETTINGS) == [sentence]
+
+
+def test_less_replication_is_said() -> None:
+    wanted = catalogue("default", replace(SETTINGS, replication=3, min_insync=2))
+    found = differences(wanted, as_wanted(), SETTINGS)
+    assert found == [f"{it.name}: replication 1, wants 3" for it in wanted]
+    assert {it.configs["min.insync.replicas"] for it in wanted} == {"2"}
+
+
+def test_a_deadline_longer_than_requests_are_kept_is_said() -> None:
+    settings = replace(SETTINGS, longest_deadline_ms=7 * 24 * 3_600_000)
+    assert differences(catalogue("default", settings), as_wanted(), settings) == [
+        "requests: retention must cover the longest deadline and one day more"
+    ]
