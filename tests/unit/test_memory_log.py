@@ -52,7 +52,6 @@ async def test_an_append_in_doubt_ends_the_appender(kind: FaultKind, stored: lis
     log = await made()
     fault = log.inject(kind, topic="t", delay_seconds=0.02)
     appender = await log.appender()
-    assert fault.fired_count == 0
     with pytest.raises(AppendUnknown):
         await appender.append("t", 0, b"x")
     assert fault.fired
