@@ -1,0 +1,140 @@
+"""`inferlog up` as a process of its own, and hands to hurt its parts with."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+from inferlog.data_dir import first_key
+from inferlog.local_ports import any_free
+
+UP_SECONDS = 90.0
+END_SECONDS = 60.0
+
+
+def clean_environ() -> dict[str, str]:
+    """The environment without settings of ours, but for the cache of downloads."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("INFERLOG_")}
+    if cache := os.environ.get("INFERLOG_CACHE_DIR"):
+        kept["INFERLOG_CACHE_DIR"] = cache
+    return kept
+
+
+def until(true: Callable[[], bool], seconds: float, what: str) -> None:
+    """Waits for something; `what` says what did not come."""
+    deadline_s = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline_s, what
+        time.sleep(0.05)
+
+
+class RunningStack:
+    """Starts when made; `end` stops it politely and proves that nothing stays."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        workers: int = 1,
+        api_replicas: int = 2,
+        brokers: int = 1,
+        session_timeout_seconds: float = 3.0,
+        engine_options: tuple[str, ...] = ("tokens_per_second=40",),
+        more: tuple[str, ...] = (),
+    ) -> None:
+        self.folder = folder
+        self.port = any_free("127.0.0.1", 1 + api_replicas)
+        self.replicas = [
+            f"http://127.0.0.1:{self.port + 1 + index}" for index in range(api_replicas)
+        ]
+        self._output = folder / "up.txt"
+        options = [word for each in engine_options for word in ("--engine-option", each)]
+        with self._output.open("wb") as out:
+            self.process = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "inferlog", "up", "--engine", "scripted", *options),
+                    *("--data-dir", str(folder), "--port", str(self.port)),
+                    *("--workers", str(workers), "--api-replicas", str(api_replicas)),
+                    *("--brokers", str(brokers), "--drain-seconds", "2"),
+                    *("--session-timeout-seconds", str(session_timeout_seconds)),
+                    *("--metrics-port", str(any_free("127.0.0.1", workers + api_replicas))),
+                    *more,
+                ],
+                stdout=out,
+                stderr=out,
+                env=clean_environ(),
+            )
+        until(
+            lambda: "Inferlog is up." in self.said() or self.process.poll() is not None,
+            UP_SECONDS,
+            "`inferlog up` was not ready in time",
+        )
+        assert self.process.poll() is None, self.said()
+
+    def said(self) -> str:
+        """What `up` printed so far."""
+        return self._output.read_text()
+
+    @property
+    def key(self) -> str:
+        """The API key."""
+        key = first_key(self.folder / "api-keys")
+        assert key is not None
+        return key
+
+    @property
+    def bootstrap(self) -> str:
+        """Kafka's address."""
+        return str(json.loads((self.folder / "up.json").read_text())["bootstrap"])
+
+    def processes(self) -> dict[str, psutil.Process]:
+        """What runs now, restarted or not: `api-0`, `worker-1`, `kafka-1` … -> process."""
+        found: dict[str, psutil.Process] = {}
+        for child in psutil.Process(self.process.pid).children(recursive=True):
+            try:
+                name = _name_of(child.cmdline(), child.environ())
+            except psutil.Error:
+                continue  # gone meanwhile
+            if name is not None:
+                found.setdefault(name, child)
+        return found
+
+    def signal(self, name: str, number: signal.Signals) -> int:
+        """Sends a signal to a part; returns its process id."""
+        pid = self.processes()[name].pid
+        os.kill(pid, number)
+        return pid
+
+    def end(self) -> None:
+        """SIGTERM; everything it had started must be gone, and it must say so with 0."""
+        if self.process.poll() is not None:
+            return
+        started = psutil.Process(self.process.pid).children(recursive=True)
+        for child in started:
+            if child.is_running() and child.status() == psutil.STATUS_STOPPED:
+                child.resume()
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            code = self.process.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise
+        _, alive = psutil.wait_procs(started, timeout=10)
+        assert (code, alive) == (0, []), self.said()
+
+
+def _name_of(command: list[str], environ: dict[str, str]) -> str | None:
+    if "kafka.Kafka" in command:
+        node = Path(command[-1]).parent.name.removeprefix("node-")
+        return f"kafka-{node}"
+    if "api" in command[2:5]:
+        return f"api-{environ.get('INFERLOG_REPLICA_INDEX', '0')}"
+    if "worker" in command[2:5]:
+        return f"worker-{environ['INFERLOG_WORKER_ID'].rpartition('-')[2]}"
+    return None

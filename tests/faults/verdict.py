@@ -1,0 +1,126 @@
+"""What must hold after any fault: by what the clients saw, and by what lies on the log."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from core.stream import Key, Reader, StreamState
+from schemas.codec import decode_reply, decode_request
+from schemas.replies import Finished, Tokens
+from schemas.requests import TIERS, Request
+from tests.faults.clients import NOTHING_APPENDED, Operation
+from topics.catalogue import REPLIES, request_topic
+from topics.kafka import KafkaLog
+from topics.ports import Log, Partition, Record
+
+ALLOWED = NOTHING_APPENDED | {"unreachable", "outcome_unknown"}
+QUIET_SECONDS = 30.0
+
+
+@dataclass(slots=True)
+class LogView:
+    """All that is on the log: requests by key, the state a reader ends with, visible texts."""
+
+    requests: dict[Key, list[Request]] = field(default_factory=dict)
+    states: dict[Key, StreamState] = field(default_factory=dict)
+    texts: dict[Key, str] = field(default_factory=dict)
+    terminals: dict[Key, int] = field(default_factory=dict)
+    uncommitted: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+
+async def read_all(log: Log, partition: Partition) -> list[Record]:
+    """Every record of a partition up to its end now."""
+    end = (await log.end_offsets([partition]))[partition]
+    start = (await log.start_offsets([partition]))[partition]
+    tail = await log.tail({partition: start})
+    records: list[Record] = []
+    try:
+        while tail.position(partition) < end:
+            records += await tail.read(max_wait_seconds=0.5)
+    finally:
+        await tail.close()
+    return records
+
+
+async def view(bootstrap: str, pool: str = "default") -> LogView:
+    """Waits until everything is committed, then reads the log as a stranger would."""
+    log = KafkaLog(bootstrap, client_id="verdict")
+    try:
+        found = LogView(uncommitted=await _until_committed(log, pool))
+        for tier in TIERS:
+            topic = request_topic(pool, tier)
+            for index in range(await log.partition_count(topic)):
+                for record in await read_all(log, Partition(topic, index)):
+                    request = decode_request(record.value)
+                    found.requests.setdefault((request.tenant, request.id), []).append(request)
+        for index in range(await log.partition_count(REPLIES)):
+            reader = Reader()
+            for record in await read_all(log, Partition(REPLIES, index)):
+                for event in reader.feed(decode_reply(record.value)):
+                    key = (event.tenant, event.id)
+                    if isinstance(event, Tokens):
+                        found.texts[key] = found.texts.get(key, "") + event.text
+            found.states |= reader.states
+        return found
+    finally:
+        await log.close()
+
+
+async def _until_committed(log: Log, pool: str) -> dict[str, tuple[int, int]]:
+    """What is not committed when the limit is over: partition -> (committed, end)."""
+    loop = asyncio.get_running_loop()
+    until_s = loop.time() + QUIET_SECONDS
+    while True:
+        behind: dict[str, tuple[int, int]] = {}
+        for tier in TIERS:
+            topic = request_topic(pool, tier)
+            qs = [Partition(topic, i) for i in range(await log.partition_count(topic))]
+            ends = await log.end_offsets(qs)
+            committed = await log.committed(f"inferlog.{topic}", qs)
+            for q in qs:
+                at = committed[q].offset if q in committed else 0
+                if at < ends[q]:
+                    behind[str(q)] = (at, ends[q])
+        if not behind or loop.time() > until_s:
+            return behind
+        await asyncio.sleep(0.2)
+
+
+def violations(history: Sequence[Operation], found: LogView, tenant: str = "default") -> list[str]:
+    """A sentence for each broken promise; empty if all is well."""
+    wrong: list[str] = []
+    for it in history:
+        name = f"request {it.number} ({it.kind}, {it.request_id})"
+        expected = it.expected()
+        if not expected.startswith(it.text):
+            wrong.append(f"I2 {name}: lost, repeated or foreign tokens: {it.text[-60:]!r}")
+        if it.outcome == "ok" and it.kind not in ("cancelled", "closed") and it.text != expected:
+            wrong.append(f"I2 {name}: ended after {it.position} of {it.max_tokens} tokens")
+        if it.outcome == "failed" and (it.request_id is not None or it.error not in ALLOWED):
+            wrong.append(f"I1 {name}: failed with {it.error}")
+        if it.request_id is not None and (tenant, it.request_id) not in found.requests:
+            wrong.append(f"I1 {name}: was accepted and is not on the log")
+    for key, copies in found.requests.items():
+        state = found.states.get(key)
+        if state is None or state.terminal is None:
+            wrong.append(f"I1 {key[1]}: has no terminal")
+            continue
+        prompt = copies[0].body.prompt or ""
+        expected = Operation(
+            number=-1, kind="whole", prompt=prompt, max_tokens=copies[0].body.max_tokens or 0
+        ).expected()
+        text = found.texts.get(key, "")
+        if not expected.startswith(text):
+            wrong.append(f"I2 {key[1]}: the log shows {text[-60:]!r}")
+        if isinstance(state.terminal, Finished) and text != expected:
+            wrong.append(f"I2 {key[1]}: finished with {len(text)} of {len(expected)} characters")
+    for q, (committed, end) in found.uncommitted.items():
+        wrong.append(f"I10 {q}: committed {committed} of {end}")
+    by_idempotency_key: dict[str, set[str]] = {}
+    for it in history:
+        if it.key is not None and it.request_id is not None:
+            by_idempotency_key.setdefault(it.key, set()).add(it.request_id)
+    wrong += [
+        f"I3 {key}: answered by {ids}" for key, ids in by_idempotency_key.items() if len(ids) > 1
+    ]
+    return wrong
