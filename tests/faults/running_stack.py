@@ -1,14 +1,16 @@
 """`inferlog up` as a process of its own, and hands to hurt its parts with."""
 
+import asyncio
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import httpx
 import psutil
 
 from inferlog.data_dir import first_key
@@ -44,15 +46,22 @@ class RunningStack:
         workers: int = 1,
         api_replicas: int = 2,
         brokers: int = 1,
+        bootstrap: str | None = None,
         session_timeout_seconds: float = 3.0,
         engine_options: tuple[str, ...] = ("tokens_per_second=40",),
         more: tuple[str, ...] = (),
+        port: int | None = None,
+        environ: Mapping[str, str] | None = None,
     ) -> None:
         self.folder = folder
-        self.port = any_free("127.0.0.1", 1 + api_replicas)
+        self.port = port or any_free("127.0.0.1", 1 + api_replicas)
         self.replicas = [
             f"http://127.0.0.1:{self.port + 1 + index}" for index in range(api_replicas)
         ]
+        self.names = {f"api-{index}" for index in range(api_replicas)}
+        self.names |= {f"worker-{index}" for index in range(workers)}
+        if bootstrap is None:
+            self.names |= {f"kafka-{index + 1}" for index in range(brokers)}
         self._output = folder / "up.txt"
         options = [word for each in engine_options for word in ("--engine-option", each)]
         with self._output.open("wb") as out:
@@ -64,11 +73,12 @@ class RunningStack:
                     *("--brokers", str(brokers), "--drain-seconds", "2"),
                     *("--session-timeout-seconds", str(session_timeout_seconds)),
                     *("--metrics-port", str(any_free("127.0.0.1", workers + api_replicas))),
+                    *(("--broker", bootstrap) if bootstrap else ()),
                     *more,
                 ],
                 stdout=out,
                 stderr=out,
-                env=clean_environ(),
+                env=clean_environ() | dict(environ or {}),
             )
         until(
             lambda: "Inferlog is up." in self.said() or self.process.poll() is not None,
@@ -105,6 +115,20 @@ class RunningStack:
                 found.setdefault(name, child)
         return found
 
+    async def healthy(self, seconds: float = 60.0) -> None:
+        """Returns when every part runs and every replica answers a request."""
+        headers = {"Authorization": f"Bearer {self.key}"}
+        body = {"model": "scripted", "prompt": "are you well", "max_tokens": 1}
+        async with (
+            asyncio.timeout(seconds),
+            httpx.AsyncClient(headers=headers, timeout=5.0, trust_env=False) as client,
+        ):
+            for replica in self.replicas:
+                while not await _answers(client, f"{replica}/v1/completions", body):
+                    await asyncio.sleep(0.1)
+            while set(self.processes()) != self.names:
+                await asyncio.sleep(0.1)
+
     def signal(self, name: str, number: signal.Signals) -> int:
         """Sends a signal to a part; returns its process id."""
         pid = self.processes()[name].pid
@@ -127,6 +151,13 @@ class RunningStack:
             raise
         _, alive = psutil.wait_procs(started, timeout=10)
         assert (code, alive) == (0, []), self.said()
+
+
+async def _answers(client: httpx.AsyncClient, url: str, body: dict[str, object]) -> bool:
+    try:
+        return (await client.post(url, json=body)).status_code == 200
+    except httpx.HTTPError:
+        return False
 
 
 def _name_of(command: list[str], environ: dict[str, str]) -> str | None:

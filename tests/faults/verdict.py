@@ -1,14 +1,14 @@
 """What must hold after any fault: by what the clients saw, and by what lies on the log."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from core.stream import Key, Reader, StreamState
 from schemas.codec import decode_reply, decode_request
 from schemas.replies import Finished, Tokens
 from schemas.requests import TIERS, Request
-from tests.faults.clients import NOTHING_APPENDED, Operation
+from tests.faults.clients import NOTHING_APPENDED, Operation, scripted_answer
 from topics.catalogue import REPLIES, request_topic
 from topics.kafka import KafkaLog
 from topics.ports import Log, Partition, Record
@@ -24,7 +24,6 @@ class LogView:
     requests: dict[Key, list[Request]] = field(default_factory=dict)
     states: dict[Key, StreamState] = field(default_factory=dict)
     texts: dict[Key, str] = field(default_factory=dict)
-    terminals: dict[Key, int] = field(default_factory=dict)
     uncommitted: dict[str, tuple[int, int]] = field(default_factory=dict)
 
 
@@ -88,39 +87,41 @@ async def _until_committed(log: Log, pool: str) -> dict[str, tuple[int, int]]:
 
 def violations(history: Sequence[Operation], found: LogView, tenant: str = "default") -> list[str]:
     """A sentence for each broken promise; empty if all is well."""
-    wrong: list[str] = []
-    for it in history:
-        name = f"request {it.number} ({it.kind}, {it.request_id})"
-        expected = it.expected()
-        if not expected.startswith(it.text):
-            wrong.append(f"I2 {name}: lost, repeated or foreign tokens: {it.text[-60:]!r}")
-        if it.outcome == "ok" and it.kind not in ("cancelled", "closed") and it.text != expected:
-            wrong.append(f"I2 {name}: ended after {it.position} of {it.max_tokens} tokens")
-        if it.outcome == "failed" and (it.request_id is not None or it.error not in ALLOWED):
-            wrong.append(f"I1 {name}: failed with {it.error}")
-        if it.request_id is not None and (tenant, it.request_id) not in found.requests:
-            wrong.append(f"I1 {name}: was accepted and is not on the log")
-    for key, copies in found.requests.items():
-        state = found.states.get(key)
-        if state is None or state.terminal is None:
-            wrong.append(f"I1 {key[1]}: has no terminal")
-            continue
-        prompt = copies[0].body.prompt or ""
-        expected = Operation(
-            number=-1, kind="whole", prompt=prompt, max_tokens=copies[0].body.max_tokens or 0
-        ).expected()
-        text = found.texts.get(key, "")
-        if not expected.startswith(text):
-            wrong.append(f"I2 {key[1]}: the log shows {text[-60:]!r}")
-        if isinstance(state.terminal, Finished) and text != expected:
-            wrong.append(f"I2 {key[1]}: finished with {len(text)} of {len(expected)} characters")
-    for q, (committed, end) in found.uncommitted.items():
-        wrong.append(f"I10 {q}: committed {committed} of {end}")
-    by_idempotency_key: dict[str, set[str]] = {}
+    wrong = [sentence for it in history for sentence in _of_client(it, found, tenant)]
+    wrong += [sentence for key in found.requests for sentence in _of_log(key, found)]
+    wrong += [
+        f"I10 {q}: committed {committed} of {end}"
+        for q, (committed, end) in found.uncommitted.items()
+    ]
+    by_key: dict[str, set[str]] = {}
     for it in history:
         if it.key is not None and it.request_id is not None:
-            by_idempotency_key.setdefault(it.key, set()).add(it.request_id)
-    wrong += [
-        f"I3 {key}: answered by {ids}" for key, ids in by_idempotency_key.items() if len(ids) > 1
-    ]
-    return wrong
+            by_key.setdefault(it.key, set()).add(it.request_id)
+    return wrong + [f"I3 {key}: answered by {ids}" for key, ids in by_key.items() if len(ids) > 1]
+
+
+def _of_client(it: Operation, found: LogView, tenant: str) -> Iterator[str]:
+    name = f"request {it.number} ({it.kind}, {it.request_id})"
+    expected = it.expected()
+    if not expected.startswith(it.text):
+        yield f"I2 {name}: lost, repeated or foreign tokens: {it.text[-60:]!r}"
+    if it.outcome == "ok" and it.kind not in ("cancelled", "closed") and it.text != expected:
+        yield f"I2 {name}: ended after {it.position} of {it.max_tokens} tokens"
+    if it.outcome == "failed" and (it.request_id is not None or it.error not in ALLOWED):
+        yield f"I1 {name}: failed with {it.error}"
+    if it.request_id is not None and (tenant, it.request_id) not in found.requests:
+        yield f"I1 {name}: was accepted and is not on the log"
+
+
+def _of_log(key: Key, found: LogView) -> Iterator[str]:
+    state = found.states.get(key)
+    if state is None or state.terminal is None:
+        yield f"I1 {key[1]}: has no terminal"
+        return
+    body = found.requests[key][0].body
+    expected = scripted_answer(body.prompt or "", body.max_tokens or 0)
+    text = found.texts.get(key, "")
+    if not expected.startswith(text):
+        yield f"I2 {key[1]}: the log shows {text[-60:]!r}"
+    if isinstance(state.terminal, Finished) and text != expected:
+        yield f"I2 {key[1]}: finished with {len(text)} of {len(expected)} characters"

@@ -1,0 +1,69 @@
+"""A stack that is hurt again and again, and load whose every answer is judged."""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.faults.clients import KINDS, Clients, Kind
+from tests.faults.running_stack import RunningStack
+from tests.faults.verdict import view, violations
+
+Load = Callable[..., AbstractAsyncContextManager[Clients]]
+
+ENGINE = (
+    "tokens_per_second=40",
+    "ttft_ms=100",  # so that kills meet requests before their first token, too
+    "slots=1200",
+    "fail=stall:never ends",
+)
+
+
+@pytest.fixture(scope="session")
+def stack(kafka_libs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
+    """Two workers, two replicas, one broker; it must survive every test of this folder."""
+    running = RunningStack(tmp_path_factory.mktemp("faults"), workers=2, engine_options=ENGINE)
+    yield running
+    running.end()
+
+
+@asynccontextmanager
+async def judged_load(
+    stack: RunningStack,
+    seed: int,
+    *,
+    requests: int = 200,
+    per_second: float = 20.0,
+    kinds: Sequence[Kind] = KINDS,
+    max_tokens: tuple[int, int] = (8, 80),
+    ok_share: float = 0.5,
+) -> AsyncIterator[Clients]:
+    """Runs requests while the body does its harm; fails with every promise that was broken.
+
+    `ok_share` of them, at least, must have been answered: refusals are allowed while a part that
+    nothing can be done without is away, but a system that refuses all would keep every promise.
+    """
+    clients = Clients(stack.replicas, stack.key, seed=seed, kinds=kinds, max_tokens=max_tokens)
+    running = asyncio.create_task(clients.run(requests, per_second))
+    try:
+        yield clients
+        await running
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        await clients.close()
+    wrong = violations(clients.history, await view(stack.bootstrap))
+    assert not wrong, "\n".join(wrong)
+    ended = Counter(it.outcome for it in clients.history)
+    errors = Counter(it.error for it in clients.history if it.error)
+    assert ended["ok"] >= ok_share * requests, (ended, errors)
+    await stack.healthy()
+
+
+@pytest.fixture
+def load() -> Load:
+    """See `judged_load`."""
+    return judged_load
