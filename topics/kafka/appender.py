@@ -12,7 +12,7 @@ from topics.kafka.batches import Ack, Buffer, fail
 from topics.kafka.clients import (
     RECORD_BYTES_MAX,
     cancelled,
-    cut_off,
+    dismantled,
     in_background,
     started,
 )
@@ -88,7 +88,7 @@ class KafkaAppender:
         )
         producer._message_accumulator = buffer  # noqa: SLF001
         producer._sender._message_accumulator = buffer  # noqa: SLF001
-        await started(_Startable(producer), "connecting a producer", request_timeout_seconds)
+        await started(producer, "connecting a producer", request_timeout_seconds)
         return cls(producer, count_partitions, append_timeout_seconds)
 
     @property
@@ -250,22 +250,7 @@ class KafkaAppender:
         if self._sweeping is not None:
             self._sweeping.cancel()
             self._sweeping = None
-        self._producer._closed = True  # noqa: SLF001  else its finalizer complains
         await cancelled(self._resolving)
         self._fail_open(reason)
-        # in this order: the sender, once cancelled, waits for requests that are under way
-        self._sender_task.cancel()
-        await cut_off(self._producer.client)
-        await cancelled({self._sender_task})
-
-
-class _Startable:
-    """A producer as `started` takes it: its own `stop` would wait for the sender without limit."""
-
-    def __init__(self, producer: AIOKafkaProducer) -> None:
-        self.start = producer.start
-        self._producer = producer
-
-    async def stop(self) -> None:
-        self._producer._closed = True  # noqa: SLF001
-        await cut_off(self._producer.client)
+        # by force: its own `stop` waits for the sender, which waits for the broker, without limit
+        await dismantled(self._producer)

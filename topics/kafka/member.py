@@ -6,16 +6,10 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
-from aiokafka.errors import (
-    IllegalGenerationError,
-    KafkaError,
-    OffsetOutOfRangeError,
-    RebalanceInProgressError,
-    UnknownMemberIdError,
-)
-from aiokafka.structs import OffsetAndMetadata
+from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 
 from topics.kafka.clients import cancelled, describe, ended, in_background
+from topics.kafka.commits import commit_once, tell_outcome
 from topics.kafka.reading import (
     _NOT_ALLOWED,
     RETRY_SECONDS,
@@ -23,6 +17,7 @@ from topics.kafka.reading import (
     ClientBroken,
     OpenConsumer,
     Progress,
+    end_opening,
     poll,
     refused_position,
 )
@@ -36,8 +31,6 @@ from topics.ports import (
     Record,
     RevokedHook,
 )
-
-_GONE = (IllegalGenerationError, UnknownMemberIdError, RebalanceInProgressError)
 
 RemoveMember = Callable[[str], Awaitable[None]]
 
@@ -236,7 +229,9 @@ class KafkaMember:
             await cancelled({self._commit})
         if not set(offsets) <= self._held:
             raise CommitRefused("a partition is not assigned any more")
-        commit = self._commit = asyncio.create_task(self._commit_once(dict(offsets)))
+        commit = self._commit = asyncio.create_task(
+            commit_once(dict(offsets), self._coordinator_of_ours)
+        )
         try:
             done, _ = await asyncio.wait({commit}, timeout=self._commit_timeout_seconds)
         except asyncio.CancelledError:
@@ -245,27 +240,13 @@ class KafkaMember:
         if not done:
             await cancelled({commit})
             raise LogError(f"no answer to a commit in {self._commit_timeout_seconds:.0f} s")
-        if commit.cancelled():
-            raise CommitRefused("the partitions were revoked meanwhile")
-        error = commit.exception()
-        if isinstance(error, _GONE):
-            raise CommitRefused(describe(error)) from error
-        if isinstance(error, KafkaError | OSError):
-            raise LogError(f"commit: {describe(error)}") from error
-        if error is not None:
-            raise error
+        tell_outcome(commit)
 
-    async def _commit_once(self, offsets: dict[Partition, Committed]) -> None:
-        """Aiokafka's own `commit` tries again, also under a generation that is not ours."""
-        # No await between this check and the request's making: a heartbeat may forget who we are,
-        # and a commit of nobody in particular is accepted by a group without members.
+    def _coordinator_of_ours(self) -> Any:
+        """Raises CommitRefused if the group may have forgotten the generation that we hold."""
         if self.consumer is None or self._identity != self._group_identity():
             raise CommitRefused("the group has another generation")
-        wanted = {
-            TopicPartition(*partition): OffsetAndMetadata(at.offset, at.metadata)
-            for partition, at in offsets.items()
-        }
-        await self.consumer._coordinator._do_commit_offsets(None, wanted)  # noqa: SLF001
+        return self.consumer._coordinator  # noqa: SLF001
 
     async def close(self) -> None:
         self._held = frozenset()
@@ -274,7 +255,8 @@ class KafkaMember:
             await cancelled({self._commit})
         await self._progress.close()
         if self._opening is not None:
-            await cancelled({self._opening})
+            await end_opening(self._opening)
+            self._opening = None
         consumer, self.consumer = self.consumer, None
         if consumer is not None:
             await ended(consumer)

@@ -216,14 +216,15 @@ class KafkaTail:
     async def close(self) -> None:
         await self._progress.close()
         if self._opening is not None:
-            in_background(_end_opened(self._opening))
+            await end_opening(self._opening)
             self._opening = None
         consumer, self._consumer = self._consumer, None
         if consumer is not None:
             await ended(consumer)
 
 
-async def _end_opened(opening: "asyncio.Task[AIOKafkaConsumer]") -> None:
-    await asyncio.wait({opening})
-    if opening.exception() is None:
+async def end_opening(opening: "asyncio.Task[AIOKafkaConsumer]") -> None:
+    """Ends a consumer that is being opened, or was opened and not fetched yet."""
+    await cancelled({opening})
+    if opening.done() and not opening.cancelled() and opening.exception() is None:
         await ended(opening.result())
