@@ -11,6 +11,7 @@ from aiokafka import AIOKafkaProducer
 from topics.kafka.batches import Ack, Buffer, fail
 from topics.kafka.clients import (
     RECORD_BYTES_MAX,
+    OnRebuild,
     cancelled,
     dismantled,
     in_background,
@@ -41,8 +42,13 @@ class KafkaAppender:
     """See `topics.ports.Appender`."""
 
     def __init__(
-        self, producer: AIOKafkaProducer, count_partitions: CountPartitions, timeout_seconds: float
+        self,
+        producer: AIOKafkaProducer,
+        count_partitions: CountPartitions,
+        timeout_seconds: float,
+        on_rebuild: OnRebuild,
     ) -> None:
+        self._on_rebuild = on_rebuild
         self._producer = producer
         self._buffer: Buffer = producer._message_accumulator  # noqa: SLF001
         self._buffer.on_doubt = self._break
@@ -66,6 +72,7 @@ class KafkaAppender:
         linger_ms: int,
         request_timeout_seconds: float,
         append_timeout_seconds: float,
+        on_rebuild: OnRebuild,
     ) -> "KafkaAppender":
         """Connects a new producer. Raises LogError."""
         # A request to a leader that hangs must leave time for a second one.
@@ -89,7 +96,7 @@ class KafkaAppender:
         producer._message_accumulator = buffer  # noqa: SLF001
         producer._sender._message_accumulator = buffer  # noqa: SLF001
         await started(producer, "connecting a producer", request_timeout_seconds)
-        return cls(producer, count_partitions, append_timeout_seconds)
+        return cls(producer, count_partitions, append_timeout_seconds, on_rebuild)
 
     @property
     def _sender_task(self) -> "asyncio.Task[None]":
@@ -217,6 +224,7 @@ class KafkaAppender:
         if self._ending is not None:
             return
         self._refusing = f"the appender is broken: {reason}"
+        self._on_rebuild("appender", "in_doubt")
         self._ending = in_background(self._end(reason))
         self._fail_open(reason)
 

@@ -5,7 +5,7 @@ without a limit for a broker that is away, and a client left half-started, or en
 """
 
 import asyncio
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from typing import Any, TypeVar
 
@@ -24,6 +24,11 @@ _TASKS = (
 )
 
 T = TypeVar("T")
+
+OnRebuild = Callable[[str, str], None]
+"""Told of each client that is given up: which (`tail`, `member`, `appender`, `questions`), and why
+(`died`, `stuck`, `in_doubt`, `no_answer`).
+"""
 
 _leftovers: set[asyncio.Task[Any]] = set()
 

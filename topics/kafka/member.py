@@ -8,7 +8,7 @@ from typing import Any
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 
-from topics.kafka.clients import cancelled, describe, ended, in_background
+from topics.kafka.clients import OnRebuild, cancelled, describe, ended, in_background
 from topics.kafka.commits import commit_once, tell_outcome
 from topics.kafka.reading import (
     _NOT_ALLOWED,
@@ -67,7 +67,7 @@ class KafkaMember:
         hooks: tuple[RevokedHook, AssignedHook],
         open_consumer: OpenConsumer,
         ask_ends: AskEnds,
-        on_rebuild: Callable[[], None],
+        on_rebuild: OnRebuild,
         *,
         commit_timeout_seconds: float,
         join_timeout_seconds: float,
@@ -172,7 +172,9 @@ class KafkaMember:
             await self._trouble(consumer, error, max_wait_seconds)
             return []
         if self._stuck(consumer, loop.time(), idle=not records):
-            await self._rebuild(consumer, "it waits for records or for the group, and none come")
+            await self._rebuild(
+                consumer, "stuck", "it waits for records or for the group, and none come"
+            )
         return records
 
     def _positions(self, consumer: AIOKafkaConsumer) -> dict[Partition, int]:
@@ -192,15 +194,15 @@ class KafkaMember:
     async def _trouble(self, consumer: AIOKafkaConsumer, error: Exception, wait: float) -> None:
         ended_task = consumer._coordinator._coordination_task.done()  # noqa: SLF001
         if isinstance(error, ClientBroken) or ended_task:
-            await self._rebuild(consumer, describe(error))
+            await self._rebuild(consumer, "died", describe(error))
         else:
             _log.warning("%s: reading failed, trying again: %s", self._topic, describe(error))
             await asyncio.sleep(min(RETRY_SECONDS, wait))
 
-    async def _rebuild(self, consumer: AIOKafkaConsumer, reason: str) -> None:
-        _log.warning("%s: the member is given up and joins anew: %s", self._topic, reason)
+    async def _rebuild(self, consumer: AIOKafkaConsumer, reason: str, detail: str) -> None:
+        _log.warning("%s: the member is given up and joins anew: %s", self._topic, detail)
         self.rebuilds += 1
-        self._on_rebuild()
+        self._on_rebuild("member", reason)
         self.consumer = None
         self._joining_since_s = None
         in_background(ended(consumer))

@@ -19,7 +19,7 @@ from aiokafka.errors import (
 from aiokafka.protocol.commit import OffsetFetchRequest
 from aiokafka.protocol.group import LeaveGroupRequest
 
-from topics.kafka.clients import describe, ended, in_background, started
+from topics.kafka.clients import OnRebuild, describe, ended, in_background, started
 from topics.kafka.metadata import TopicMetadataRequest, topics_of
 from topics.ports import Committed, LogError, Partition, TopicSpec, TopicState
 
@@ -39,9 +39,12 @@ def check(code: int, what: str) -> None:
 class Questions:
     """Every question is tried again while the limit lasts, then raises LogError."""
 
-    def __init__(self, arguments: dict[str, Any], timeout_seconds: float) -> None:
+    def __init__(
+        self, arguments: dict[str, Any], timeout_seconds: float, on_rebuild: OnRebuild
+    ) -> None:
         self._arguments = arguments
         self._timeout_seconds = timeout_seconds
+        self._on_rebuild = on_rebuild
         self._counts: dict[str, tuple[float, int]] = {}
         self._clients: dict[type, Any] = {}
         self._opening = asyncio.Lock()
@@ -225,6 +228,7 @@ class Questions:
         """A client that gave no answer is not trusted again: the next question makes a new one."""
         if client is not None and self._clients.get(kind) is client:
             del self._clients[kind]
+            self._on_rebuild("questions", "no_answer")
             in_background(ended(client))
 
     async def close(self) -> None:
