@@ -1,7 +1,8 @@
 """aiokafka's clients from outside: started, bounded, and ended whatever state they are in.
 
 Much here touches attributes that aiokafka keeps to itself (pinned below 0.15): its own `stop` waits
-without a limit for a broker that is away, and a client left half-started, or ended while it connects, leaks its sockets.
+without a limit for a broker that is away, and a client left half-started, or ended while it
+connects, leaks its sockets.
 """
 
 import asyncio
