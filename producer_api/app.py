@@ -125,7 +125,7 @@ class ApiService:
         self._keys = load_keys(settings.api_key, settings.api_keys_file)
         name = f"inferlog-api-{settings.replica_index}"
         self.pipeline = Pipeline(
-            log or settings.cluster.open(name),
+            log or settings.cluster.open(name, self.metrics),
             settings.limits,
             self.metrics,
             replica_index=settings.replica_index,

@@ -105,6 +105,7 @@ def _incoming(
         deadlines=_deadlines(http.headers.get("inferlog-timeout"), context.limits),
         stream=parsed.stream,
         include_usage=parsed.include_usage,
+        arrived_s=http.scope.get("arrived_s"),
     )
     context.pipeline.check_model(parsed.model)
     key = _idempotency_key(http.headers.get("idempotency-key"), context.limits)

@@ -41,12 +41,21 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        send = _with_answer_id(send)
+        metrics = self._metrics
+        send = _with_answer_id(_counted(send, scope, metrics))
+        metrics.open_requests.inc()
+        try:
+            await self._pass(scope, receive, send)
+        finally:
+            metrics.open_requests.dec()
+
+    async def _pass(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         try:
             headers = self._check_headers(scope)
             if scope["path"] not in OPEN_PATHS:
                 scope["tenant"] = self._authenticate(headers)
             body = await self._receive_body(headers, receive)
+            scope["arrived_s"] = asyncio.get_running_loop().time()
         except Refusal as refusal:
             self._metrics.refused.labels(refusal.code).inc()
             close = {"Connection": "close"} if refusal.kind.status in (408, 413, 431) else None
@@ -102,6 +111,18 @@ class Gate:
                 "request_timeout",
                 f"The request was not received within {self._limits.receive_seconds} s.",
             ) from None
+
+
+def _counted(send: Send, scope: MutableMapping[str, Any], metrics: Metrics) -> Send:
+    """Counts the answer by its route's pattern, never by its path: that may hold an id."""
+
+    async def send_counted(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            route = getattr(scope.get("route"), "path", "none")
+            metrics.http_responses.labels(route, str(message["status"])).inc()
+        await send(message)
+
+    return send_counted
 
 
 def _with_answer_id(send: Send) -> Send:

@@ -16,6 +16,7 @@ from producer_api.keyed import KeyedSubmitter
 from producer_api.placement import Placement, pool_of
 from producer_api.publisher import Publisher, unavailable
 from producer_api.reply_router import ReplyRouter
+from producer_api.scans import CountedFollower
 from producer_api.streams import Follower, Mailbox, ReplyStream, result_expired
 from producer_api.submission import (
     Draft,
@@ -26,6 +27,7 @@ from producer_api.submission import (
     is_expired,
     snapshot_of,
 )
+from producer_api.timings import Timings
 from producer_api.worker_directory import ModelEntry, WorkerDirectory
 from runtime.clock import BrokerClock
 from runtime.metrics import Metrics
@@ -62,6 +64,8 @@ class Pipeline:
         self._claims = Claims(log, self._clock, limits)
         self._directory = WorkerDirectory(log, self._clock, limits)
         self._publisher = Publisher(log, self._clock, limits, metrics)
+        self._timings = Timings(metrics)
+        metrics.claims_live.set_function(lambda: len(self._claims.book))
         self._draining = asyncio.Event()
         self._open_streams = 0
         self._scans: dict[str, asyncio.Semaphore] = {}
@@ -76,7 +80,7 @@ class Pipeline:
         count = self._reply_partitions = await self._log.partition_count(REPLIES)
         index, replicas = self._replica
         home = [p for p in range(count) if p % replicas == index] or [index % count]
-        self._router = ReplyRouter(self._log, self._fence_tail, self.metrics, home)
+        self._router = ReplyRouter(self._log, self._fence_tail, self.metrics, home, self._clock)
         self._placement = Placement(self._log, self._clock, self._directory, home, count)
         self._keyed = KeyedSubmitter(self._claims, self._placement, self, self._clock, self.metrics)
         await self._publisher.open()
@@ -151,6 +155,8 @@ class Pipeline:
             await stream.close()
             raise
         self.metrics.accepted.labels(draft.tier, draft.endpoint).inc()
+        if draft.arrived_s is not None:
+            stream.on_delivered = self._timings.accepted(draft.tier, draft.arrived_s).delivered
         return Submission(request_id, "new", stream)
 
     def _check_room(self) -> None:
@@ -172,7 +178,7 @@ class Pipeline:
                 self._router.unwatch(key)
 
         def make_follower() -> Follower:
-            return self._follower(key)
+            return self._follower(key, "follow" if box is None else "mailbox")
 
         return ReplyStream(key, self._draining, make_follower, self._is_expired, box, after, closed)
 
@@ -181,9 +187,9 @@ class Pipeline:
         margin_s = self.limits.deadline_margin_seconds
         return is_expired(request_id, total_s, self._clock.now_ms(), margin_s)
 
-    def _follower(self, key: Key) -> Follower:
+    def _follower(self, key: Key, reason: str) -> Follower:
         skew_ms = int(self.limits.clock_skew_seconds * 1000)
-        return Follower(self._log, self._fence_tail, key, skew_ms)
+        return CountedFollower(self._log, self._fence_tail, key, skew_ms, self.metrics, reason)
 
     async def open(self, tenant: str, request_id: str, *, after: int = 0) -> ReplyStream:
         """The answer of any request of this tenant, from position `after` on. Raises Refusal."""
@@ -205,7 +211,7 @@ class Pipeline:
         """One scan up to the end of the log as it is now. Raises Refusal."""
         self._placement.check_id(request_id, self.limits.reply_retention_seconds)
         places = self._scans.setdefault(tenant, asyncio.Semaphore(self.limits.scans_per_tenant))
-        follower = self._follower((tenant, request_id))
+        follower = self._follower((tenant, request_id), "status")
         visible: list[Visible] = []
         try:
             async with asyncio.timeout(SCAN_SECONDS), places:

@@ -54,6 +54,7 @@ class Publisher:
         self._clock = clock
         self._limits = limits
         self._metrics = metrics
+        self._observe_publish = metrics.publish.labels("requests").observe
         self._appender: Appender | None = None
         self._opening = asyncio.Lock()
         self._closing: set[asyncio.Future[None]] = set()
@@ -109,7 +110,7 @@ class Publisher:
         if appended.time_ms:
             acked_ms = self._clock.wall_ms()
             self._clock.observe(appended.time_ms, sent_ms, acked_ms)
-            self._metrics.publish.labels("requests").observe((acked_ms - sent_ms) / 1000)
+            self._observe_publish((acked_ms - sent_ms) / 1000)
 
     def _failed(self, error: Exception, key: Key, *, accepted: bool, keyed: bool) -> Refusal:
         """`accepted`: the request itself is on the log, what failed is only what goes beside it."""

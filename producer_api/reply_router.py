@@ -11,12 +11,15 @@ from collections.abc import Sequence
 
 from core.stream import Key, Reader, is_terminal
 from producer_api.streams import Mailbox
+from runtime.clock import BrokerClock
 from runtime.metrics import Metrics
 from schemas.codec import UndecodableRecord, decode_reply
 from schemas.ids import parse_request_id
 from topics.fence_tail import FenceTail
 from topics.ports import Log, LogError, OffsetOutOfRange, Partition, Tail
 from topics.scan import REPLIES, late_reader
+
+BEHIND_SECONDS = 2.0
 
 _log = logging.getLogger(__name__)
 
@@ -25,20 +28,30 @@ class ReplyRouter:
     """`start`, then `watch` and `unwatch`. `reading` says whether the tail is alive."""
 
     def __init__(
-        self, log: Log, fence_tail: FenceTail, metrics: Metrics, home: Sequence[int]
+        self,
+        log: Log,
+        fence_tail: FenceTail,
+        metrics: Metrics,
+        home: Sequence[int],
+        clock: BrokerClock | None = None,
     ) -> None:
         self.home = tuple(home)
         self._log = log
         self._fence_tail = fence_tail
         self._metrics = metrics
+        self._clock = clock or BrokerClock()
         self._boxes: dict[Key, Mailbox] = {}
         self._readers: dict[int, Reader] = {}
         self._tail: Tail | None = None
         self._task: asyncio.Task[None] | None = None
+        self._measuring: asyncio.Task[None] | None = None
+        self._records_read = metrics.records_read.labels(REPLIES)
+        self._fetch = metrics.fetch.labels(REPLIES)
 
     async def start(self) -> "asyncio.Task[None]":
         """Begins at the end of the home partitions; returns the loop."""
         await self._open()
+        self._measuring = asyncio.create_task(self._measure(), name="replies-behind")
         self._task = asyncio.create_task(self._run(), name="reply-router")
         return self._task
 
@@ -78,12 +91,30 @@ class ReplyRouter:
         while True:
             try:
                 assert self._tail is not None
-                for record in await self._tail.read(max_wait_seconds=1.0):
+                records = await self._tail.read(max_wait_seconds=1.0)
+                if records:
+                    self._records_read.inc(len(records))
+                    age_ms = self._clock.now_ms() - records[-1].time_ms
+                    self._fetch.observe(max(0.0, age_ms / 1000))
+                for record in records:
                     self._feed(record.partition, record.offset, record.value)
             except OffsetOutOfRange:
                 # away for longer than `replies` keeps: every stream reads on from the log
                 _log.error("the tail of replies fell off the log: opening it anew")
                 await self._begin_anew()
+
+    async def _measure(self) -> None:
+        """Tells now and then how far behind the log the tail is, for ever."""
+        here = [Partition(REPLIES, index) for index in self.home]
+        while True:
+            await asyncio.sleep(BEHIND_SECONDS)
+            try:
+                ends = await self._log.end_offsets(here)
+            except LogError:
+                continue  # the figure stands still; that the log is away shows elsewhere
+            if (tail := self._tail) is not None:
+                behind = sum(ends[it] - tail.position(it) for it in here)
+                self._metrics.replies_behind_records.set(max(0, behind))
 
     async def _begin_anew(self) -> None:
         tail, self._tail = self._tail, None
@@ -126,6 +157,9 @@ class ReplyRouter:
 
     async def close(self) -> None:
         """Ends the tail."""
+        if self._measuring is not None:
+            self._measuring.cancel()
+            await asyncio.gather(self._measuring, return_exceptions=True)
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):

@@ -175,6 +175,7 @@ class ReplyStream:
         self._on_close = on_close
         self._ahead: list[Visible] = []
         self._abandoned = False
+        self.on_delivered: Callable[[list[Visible]], None] | None = None
 
     def abandon(self) -> None:
         """The client is gone: whoever waits in `next` is told so."""
@@ -276,6 +277,8 @@ class ReplyStream:
             else:
                 self.ended = True
             fresh.append(event)
+        if self.on_delivered is not None:
+            self.on_delivered(fresh)
         return fresh
 
     def _expired(self) -> Expired:

@@ -24,6 +24,8 @@ class Draft:
     deadlines: Deadlines = field(default_factory=Deadlines)
     stream: bool = False
     include_usage: bool = False
+    arrived_s: float | None = None
+    """The event loop's time at which its last byte came; None: the client cannot be timed."""
 
     def request(self, request_id: str, pool: str) -> Request:
         """The record for it."""

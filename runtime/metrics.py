@@ -61,7 +61,7 @@ class Metrics:
         )
         self.client_rebuilds = self._counter(
             "client_rebuilds",
-            "Clients of the log made anew, as the old one was stuck or in doubt",
+            "Clients of the log given up: died, stuck, in_doubt, no_answer",
             "client",
             "reason",
         )
@@ -74,7 +74,12 @@ class Metrics:
         self.refused = self._counter(
             "requests_refused", "Requests refused before they were published", "code"
         )
-        self.http_responses = self._counter("http_responses", "Answers", "route", "status")
+        self.http_responses = self._counter(
+            "http_responses",
+            "Answers, by the route's pattern (none: before one was found)",
+            "route",
+            "status",
+        )
         self.accept = self._histogram(
             "accept_seconds", "From the request's last byte to the acknowledged record", buckets=_MS
         )
@@ -82,13 +87,19 @@ class Metrics:
             "claims", "Idempotency keys: won, lost, replayed, attached, conflict, ...", "outcome"
         )
         self.claims_live = self._gauge("claims_live", "Claims whose life still runs")
-        self.open_streams = self._gauge("open_streams", "Answers that are being streamed now")
-        self.open_requests = self._gauge("open_requests", "Requests a client is waiting for now")
+        self.open_streams = self._gauge(
+            "open_streams", "Requests whose answer a client is waiting for or reading now"
+        )
+        self.open_requests = self._gauge("open_requests", "HTTP requests under way now")
         self.mailbox_drops = self._counter(
             "mailbox_drops", "Readers too slow for their mailbox: they went on from the log"
         )
-        self.log_scans = self._counter("log_scans", "Answers read back from the log", "reason")
-        self.log_scans_running = self._gauge("log_scans_running", "Such scans under way now")
+        self.log_scans = self._counter(
+            "log_scans",
+            "Answers read back from the log: status, follow (no mailbox), mailbox (lost it)",
+            "reason",
+        )
+        self.log_scans_running = self._gauge("log_scans_running", "Those under way now")
         self.replies_behind_records = self._gauge(
             "replies_behind_records", "Reply records not yet read, over all home partitions"
         )
@@ -105,7 +116,7 @@ class Metrics:
             "queue_oldest_age_seconds", "Age of the oldest request that has not started", "tier"
         )
         self.queue_wait = self._histogram(
-            "queue_wait_seconds", "From the append of a request to its first start", "tier"
+            "queue_wait_seconds", "From the append of a request to its start in the engine", "tier"
         )
         self.ttft = self._histogram(
             "time_to_first_token_seconds",
@@ -148,7 +159,9 @@ class Metrics:
         self.engine_restarts = self._counter(
             "engine_restarts", "Engines that died and were replaced"
         )
-        self.deadlines = self._counter("deadlines", "Requests that ran into a deadline", "kind")
+        self.deadlines = self._counter(
+            "deadlines", "Requests that ran into a deadline: start, first_token, total", "kind"
+        )
         self.dead_letters = self._counter("dead_letters", "Records parked", "reason")
 
     def _declare_ownership(self) -> None:
@@ -157,7 +170,7 @@ class Metrics:
         self.partitions_owned = self._gauge("partitions_owned", "Request partitions owned", "tier")
         self.takeover = self._histogram(
             "takeover_seconds",
-            "From an assignment to reading: fences, fold of suspects",
+            "From the moment partitions were wanted to reading: fences, fold of suspects",
             buckets=_WAITS,
         )
         self.fences = self._counter("fences", "Epochs begun, each with its fences")
@@ -167,12 +180,17 @@ class Metrics:
         self.suspects = self._counter(
             "suspects", "Requests an earlier owner may have run: done, resume, run", "verdict"
         )
-        self.resumed = self._counter("requests_resumed", "Requests continued mid-answer")
+        self.resumed = self._counter(
+            "requests_resumed",
+            "Requests that entered the engine mid-answer, where another run had left them",
+        )
         self.interrupted = self._counter(
             "requests_interrupted", "Requests that could not be continued faithfully"
         )
         self.late_copies = self._counter(
-            "late_copies", "Records appended long after their id was made", "outcome"
+            "late_copies",
+            "Records appended long after their id was made: run, done, expired, unjudged",
+            "outcome",
         )
         self.log_faults = self._counter(
             "log_faults", "Records, reads and takeovers that went wrong, by kind", "kind"
@@ -188,9 +206,14 @@ class Metrics:
             "publish_failures", "Records refused, or whose outcome is unknown", "topic", "outcome"
         )
         self.fetch = self._histogram(
-            "fetch_seconds", "From the append of a record to its arrival here", "topic", buckets=_MS
+            "fetch_seconds",
+            "From the append of a record to its arrival here; of requests: with the wait for room",
+            "topic",
+            buckets=_MS,
         )
-        self.records_read = self._counter("records_read", "Records read", "topic")
+        self.records_read = self._counter(
+            "records_read", "Records read of replies (API) and request topics (workers)", "topic"
+        )
 
 
 async def watch_loop_lag(

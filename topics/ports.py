@@ -162,6 +162,7 @@ class Member(Protocol):
     async def commit(self, offsets: Mapping[Partition, Committed]) -> None:
         """One attempt under the current generation, bounded in time.
 
+        A coordinator that is away is waited for: what never reached one was no attempt.
         Raises CommitRefused if the generation is gone; LogError if the outcome is unknown.
         """
         ...

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    from runtime.metrics import Metrics
     from topics.kafka import KafkaLog, Security
 
 Protocol = Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"]
@@ -85,8 +86,17 @@ class ClusterSettings:
             sasl_password=self.sasl_password,
         )
 
-    def open(self, client_id: str) -> "KafkaLog":
-        """A connection to the cluster; nothing is sent before its first call."""
+    def open(self, client_id: str, metrics: "Metrics | None" = None) -> "KafkaLog":
+        """A connection to the cluster; nothing is sent before its first call.
+
+        Clients that it has to give up are counted in `metrics`.
+        """
         from topics.kafka import KafkaLog  # noqa: PLC0415  (the same)
 
-        return KafkaLog(self.bootstrap, client_id=client_id, security=self.security())
+        def on_rebuild(client: str, reason: str) -> None:
+            if metrics is not None:
+                metrics.client_rebuilds.labels(client, reason).inc()
+
+        return KafkaLog(
+            self.bootstrap, client_id=client_id, security=self.security(), on_rebuild=on_rebuild
+        )

@@ -2,6 +2,7 @@
 
 from typing import Protocol
 
+from consumers.inference.measures import Measures
 from consumers.inference.ownership import Owned
 from schemas.requests import Tier
 from topics.ports import Record
@@ -9,6 +10,8 @@ from topics.ports import Record
 
 class Host(Protocol):
     """The worker, as its tiers see it."""
+
+    measures: Measures
 
     def pick_up(self, owned: Owned, record: Record) -> None:
         """Takes a record that this worker owns; the offset is not tracked yet."""

@@ -34,7 +34,10 @@ class LateCopies:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def ask(self, work: Work, judged: Judged) -> None:
-        """Calls `judged(work, 'run' | 'done' | 'expired')` once the log has answered."""
+        """Calls `judged(work, 'run' | 'done' | 'expired')` once the log has answered.
+
+        Or `'unjudged'` if it did not: then nothing is known, and nothing may follow from it.
+        """
         task = asyncio.create_task(self._ask(work, judged), name="late-copy")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -53,6 +56,7 @@ class LateCopies:
                     )
                     await asyncio.sleep(min(2.0, 0.1 * 2**attempt))
         # left incomplete: its partition is taken over, and asked again, when the worker restarts
+        judged(work, "unjudged")
         _log.error("a late copy stays unjudged", extra={"request_id": work.request.id})
 
     async def _verdict(self, work: Work) -> str:

@@ -7,12 +7,22 @@ ends, and the log is asked what it holds.
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from runtime.metrics import Metrics
 from schemas.codec import encode
 from schemas.replies import AnyEvent, Events, Fence
-from topics.ports import Appended, Appender, AppendUnknown, Log, LogError, RecordTooLarge
+from topics.ports import (
+    Appended,
+    Appender,
+    AppendFailed,
+    AppendUnknown,
+    Log,
+    LogError,
+    RecordTooLarge,
+)
 from topics.scan import REPLIES
 
 EVENTS_BYTES_MAX = 768 * 1024
@@ -54,7 +64,7 @@ class ReplyWriter:
     `on_failure` is called once; nothing is sent any more until `reopen`.
     """
 
-    def __init__(self, log: Log, on_failure: Callable[[], None]) -> None:
+    def __init__(self, log: Log, on_failure: Callable[[], None], metrics: Metrics) -> None:
         self.acknowledged: dict[int, int] = {}
         self._log = log
         self._on_failure = on_failure
@@ -62,6 +72,8 @@ class ReplyWriter:
         self._buffers: dict[int, list[Said]] = {}
         self._flush_due = False
         self._under_way: set[asyncio.Future[Appended]] = set()
+        self._publish_failures = metrics.publish_failures
+        self._observe_publish = metrics.publish.labels(REPLIES).observe
 
     @property
     def broken(self) -> bool:
@@ -97,9 +109,10 @@ class ReplyWriter:
         if len(value) > EVENTS_BYTES_MAX and len(said) > 1:
             self._split(partition, said)
             return
+        sent_s = time.perf_counter()
         future = asyncio.ensure_future(self._appender.append(REPLIES, partition, value))
         self._under_way.add(future)
-        future.add_done_callback(lambda done: self._done(partition, said, done))
+        future.add_done_callback(lambda done: self._done(partition, said, sent_s, done))
 
     def _split(self, partition: int, said: Sequence[Said]) -> None:
         middle = len(said) // 2
@@ -107,7 +120,11 @@ class ReplyWriter:
         self._send(partition, said[middle:])
 
     def _done(
-        self, partition: int, said: Sequence[Said], future: "asyncio.Future[Appended]"
+        self,
+        partition: int,
+        said: Sequence[Said],
+        sent_s: float,
+        future: "asyncio.Future[Appended]",
     ) -> None:
         self._under_way.discard(future)
         error = None if future.cancelled() else future.exception()
@@ -116,6 +133,7 @@ class ReplyWriter:
         elif error:
             self._too_large(partition, said)
         else:
+            self._observe_publish(time.perf_counter() - sent_s)
             position = future.result().offset + 1
             if position > self.acknowledged.get(partition, 0):
                 self.acknowledged[partition] = position
@@ -124,6 +142,7 @@ class ReplyWriter:
 
     def _too_large(self, partition: int, said: Sequence[Said]) -> None:
         """Certainly not appended: split it; a single event too large fails its request."""
+        self._publish_failures.labels(REPLIES, "refused").inc()
         if len(said) > 1:
             self._split(partition, said)
             return
@@ -140,6 +159,8 @@ class ReplyWriter:
         self._buffers.clear()
         if appender is not None:
             _log.warning("a publish to replies failed or is in doubt: %s", error)
+            outcome = "refused" if isinstance(error, AppendFailed) else "unknown"
+            self._publish_failures.labels(REPLIES, outcome).inc()
             closing = asyncio.ensure_future(appender.close(0.0))
             self._closing = closing  # keeps a reference until it is done
             self._on_failure()

@@ -62,7 +62,7 @@ class InferenceService:
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.failed.add_done_callback(lambda it: it.cancelled() or it.exception())
         self.worker_id = settings.worker_id or f"{socket.gethostname()}-{os.getpid()}"
-        self._log: Log = log or settings.cluster.open(self.worker_id)
+        self._log: Log = log or settings.cluster.open(self.worker_id, self.metrics)
         self._engine = engine or make_engine(
             settings.engine, settings.model, settings.engine_option
         )
@@ -81,7 +81,7 @@ class InferenceService:
         self._fence_tail = await FenceTail.open(
             self._log, retention_ms=int(3000 * limits.reply_retention_seconds)
         )
-        self._writer = ReplyWriter(self._log, self._on_publish_failure)
+        self._writer = ReplyWriter(self._log, self._on_publish_failure, self.metrics)
         self._ledger = LedgerWriter(self._log)
         skew_ms = int(limits.clock_skew_seconds * 1000)
         self._late_copies = LateCopies(self._log, self._fence_tail, skew_ms)
@@ -95,7 +95,7 @@ class InferenceService:
             self._writer,
             accounts,
             self._late_copies,
-            Measures(self.metrics),
+            Measures(self.metrics, accounts.age_seconds),
             limits,
         )
         worker.reply_partitions = await self._log.partition_count(REPLIES)
@@ -206,13 +206,15 @@ class InferenceService:
 
     async def _measure_lag(self, tier: TierConsumer) -> None:
         if not tier.owned:
+            self.metrics.queue_depth.labels(tier.tier).set(0)
+            self.metrics.oldest_age.labels(tier.tier).set(0)
             return
         ends = await self._log.end_offsets(list(tier.owned))
         lag = sum(ends[q] - it.tracker.low() for q, it in tier.owned.items() if q in ends)
         self.metrics.queue_depth.labels(tier.tier).set(max(0, lag))
-        oldest = [w.arrived_s for w in self._works() if w.request.tier == tier.tier]
-        age_s = asyncio.get_running_loop().time() - min(oldest) if oldest else 0.0
-        self.metrics.oldest_age.labels(tier.tier).set(age_s)
+        appended_ms = [w.append_ms for w in self._works() if w.request.tier == tier.tier]
+        age_s = (self._clock.now_ms() - min(appended_ms)) / 1000 if appended_ms else 0.0
+        self.metrics.oldest_age.labels(tier.tier).set(max(0.0, age_s))
 
     def _works(self) -> list[Work]:
         assert self.worker is not None

@@ -67,6 +67,7 @@ class TierConsumer:
         self._wanted: set[Partition] = set()
         self._owning: asyncio.Task[None] | None = None
         self._epoch_ended = asyncio.Event()
+        self._wanted_since_s = 0.0
         self.accepted_s = 0.0
         self._commits = Commits(self, log, host, session_timeout_seconds)
         self._loops: list[asyncio.Task[None]] = []
@@ -98,7 +99,7 @@ class TierConsumer:
     async def _on_assigned(self, qs: frozenset[Partition]) -> None:
         self._host.count("rebalance")
         self.assigned = qs
-        self.accepted_s = asyncio.get_running_loop().time()
+        self.accepted_s = self._wanted_since_s = asyncio.get_running_loop().time()
         lost = set(self.owned) - qs
         if lost:
             self._forget(lost)
@@ -122,6 +123,8 @@ class TierConsumer:
         _log.warning("epochs of %s ended: %s", ", ".join(map(str, sorted(ended))), reason)
         self._host.count("epoch_ended", reason)
         self._forget(ended)
+        if not self._wanted:
+            self._wanted_since_s = asyncio.get_running_loop().time()
         self._wanted |= ended & self.assigned
         self._epoch_ended.set()
 
@@ -184,6 +187,7 @@ class TierConsumer:
             self.owned[q] = owned
             self._wanted.discard(q)
             self._begin_reading(q)
+        self._host.measures.took_over(asyncio.get_running_loop().time() - self._wanted_since_s)
 
     async def _append_time_ms(self, q: Partition, owned: Owned) -> int:
         """The append time of the oldest record that is not committed."""
@@ -227,6 +231,8 @@ class TierConsumer:
             except OffsetOutOfRange:
                 self.end_epochs("position off the log")  # acquiring again finds where to go on
                 continue
+            if records:
+                self._host.measures.read(records)
             for record in records:
                 self._pick_up(record)
 

@@ -78,7 +78,7 @@ class Worker:
         self._writer = writer
         self._accounts = accounts
         self._late_copies = late_copies
-        self._measures = measures
+        self.measures = self._measures = measures
         self._limits = limits
         self._speeches: dict[Work, Speech] = {}
         self._rooms_wanted = False
@@ -137,14 +137,14 @@ class Worker:
                 self._measures.suspect(work)
                 self._do(Arrived(work))
         elif is_late_copy(record, found, self._limits):
-            self._measures.count("late_copy", "")
             self._late_copies.ask(work, self._late_copy_judged)
         else:
             self._do(Arrived(work))
 
     def _late_copy_judged(self, work: Work, verdict: str) -> None:
-        """`run`, `done` (it was said already) or `expired` (the log no longer knows)."""
-        if not self._owns(work):
+        """`run`, `done` (it was said already), `expired` (the log forgot it) or `unjudged`."""
+        self._measures.count("late_copy", verdict)
+        if verdict == "unjudged" or not self._owns(work):
             return
         if verdict == "done":
             work.handle.complete()
@@ -186,7 +186,8 @@ class Worker:
         while True:
             await asyncio.sleep(TICK_SECONDS)
             self._do(Tick())
-            self._measures.gauges(self.scheduler, self.engine)
+            owned = {tier: len(it.owned) for tier, it in self.tiers.items()}
+            self._measures.gauges(self.scheduler, self.engine, owned)
 
     def _fail(self, work: Work, error: ErrorInfo) -> None:
         self._carry_out(self.scheduler.fail(work, error))
@@ -249,7 +250,7 @@ class Worker:
         """Complete when every event of it, and its usage, is acknowledged."""
         speech = self._speech(work)
         del self._speeches[work]
-        self._measures.ended(work, event, prompt_tokens)
+        self._measures.ended(work, event, prompt_tokens, cached_tokens)
         self._writer.say(work.reply_partition, speech, event)
         if self._writer.broken:
             return

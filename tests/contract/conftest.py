@@ -1,20 +1,26 @@
 """Both logs, each as a cluster that several components connect to."""
 
 import asyncio
+import gc
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import pytest
 import pytest_asyncio
 
+from tests.broker_faults import sockets_to
 from topics.broker import LocalCluster
 from topics.kafka import KafkaLog
 from topics.memory import MemoryLog
 from topics.ports import Log, Member, Partition, TopicSpec
 
+T = TypeVar("T")
 Connect = Callable[[], Log]
+
+
+_COMPLAINTS = ("Unclosed", "Task was destroyed", "never retrieved", "never awaited")
 
 
 class MakeTopic(Protocol):
@@ -67,16 +73,26 @@ async def faulty_cluster(
 
 
 @pytest_asyncio.fixture
-async def faulty_log(faulty_cluster: LocalCluster) -> AsyncIterator[KafkaLog]:
+async def faulty_log(
+    faulty_cluster: LocalCluster, caplog: pytest.LogCaptureFixture
+) -> AsyncIterator[KafkaLog]:
+    """A log whose broker suffers; whatever befell it, nothing may be left behind by `close`."""
     await faulty_cluster.start()  # what the test before has killed
+    before = asyncio.all_tasks()
     log = KafkaLog(
         faulty_cluster.bootstrap,
         client_id="faults",
         request_timeout_seconds=2.0,
-        append_timeout_seconds=8.0,
+        append_timeout_seconds=20.0,
     )
     yield log
     await log.close()
+    await asyncio.sleep(0.05)  # a closed transport lets go of its socket in the next turn
+    assert sockets_to(faulty_cluster) == []
+    assert asyncio.all_tasks() - before == {asyncio.current_task()}
+    gc.collect()  # what was forgotten complains now: warnings are errors, the rest is logged
+    said = [it.message for it in caplog.get_records("call")]
+    assert [it for it in said if any(word in it for word in _COMPLAINTS)] == []
 
 
 @pytest_asyncio.fixture
@@ -84,6 +100,25 @@ async def faulty_topic(faulty_log: KafkaLog) -> str:
     name = f"faults-{uuid.uuid4().hex[:12]}"
     await faulty_log.create([TopicSpec(name, 2, 1, {"message.timestamp.type": "LogAppendTime"})])
     return name
+
+
+class Closing(Protocol):
+    """Closes something at the end of the test if the test came to no end itself; returns it."""
+
+    def __call__(self, it: T, /) -> T: ...
+
+
+@pytest_asyncio.fixture
+async def closing(faulty_log: KafkaLog) -> AsyncIterator[Closing]:
+    """A test that fails must not leave its clients to the tests after it. Closing twice is fine."""
+    kept: list[Any] = []
+
+    def keep(it: T) -> T:
+        kept.append(it)
+        return it
+
+    yield keep
+    await asyncio.gather(*(it.close() for it in kept))
 
 
 Told = list[tuple[str, frozenset[Partition]]]
@@ -106,6 +141,7 @@ def join_group(
     faulty_log: KafkaLog,
     faulty_topic: str,
     read_until: Callable[[Member, Callable[[], bool]], Awaitable[None]],
+    closing: Closing,
 ) -> Callable[[], Awaitable[tuple[Any, Told]]]:
     """A member that holds something, and what its hooks were told."""
 
@@ -125,6 +161,7 @@ def join_group(
             on_assigned=on_assigned,
             session_timeout_seconds=3.0,
         )
+        closing(member)
         await read_until(member, lambda: bool(member.assignment()))
         return member, told
 

@@ -11,8 +11,9 @@ from aiokafka import AIOKafkaProducer
 from topics.kafka.batches import Ack, Buffer, fail
 from topics.kafka.clients import (
     RECORD_BYTES_MAX,
+    OnRebuild,
     cancelled,
-    cut_off,
+    dismantled,
     in_background,
     started,
 )
@@ -41,8 +42,13 @@ class KafkaAppender:
     """See `topics.ports.Appender`."""
 
     def __init__(
-        self, producer: AIOKafkaProducer, count_partitions: CountPartitions, timeout_seconds: float
+        self,
+        producer: AIOKafkaProducer,
+        count_partitions: CountPartitions,
+        timeout_seconds: float,
+        on_rebuild: OnRebuild,
     ) -> None:
+        self._on_rebuild = on_rebuild
         self._producer = producer
         self._buffer: Buffer = producer._message_accumulator  # noqa: SLF001
         self._buffer.on_doubt = self._break
@@ -66,6 +72,7 @@ class KafkaAppender:
         linger_ms: int,
         request_timeout_seconds: float,
         append_timeout_seconds: float,
+        on_rebuild: OnRebuild,
     ) -> "KafkaAppender":
         """Connects a new producer. Raises LogError."""
         # A request to a leader that hangs must leave time for a second one.
@@ -88,8 +95,8 @@ class KafkaAppender:
         )
         producer._message_accumulator = buffer  # noqa: SLF001
         producer._sender._message_accumulator = buffer  # noqa: SLF001
-        await started(_Startable(producer), "connecting a producer", request_timeout_seconds)
-        return cls(producer, count_partitions, append_timeout_seconds)
+        await started(producer, "connecting a producer", request_timeout_seconds)
+        return cls(producer, count_partitions, append_timeout_seconds, on_rebuild)
 
     @property
     def _sender_task(self) -> "asyncio.Task[None]":
@@ -217,6 +224,7 @@ class KafkaAppender:
         if self._ending is not None:
             return
         self._refusing = f"the appender is broken: {reason}"
+        self._on_rebuild("appender", "in_doubt")
         self._ending = in_background(self._end(reason))
         self._fail_open(reason)
 
@@ -250,22 +258,7 @@ class KafkaAppender:
         if self._sweeping is not None:
             self._sweeping.cancel()
             self._sweeping = None
-        self._producer._closed = True  # noqa: SLF001  else its finalizer complains
         await cancelled(self._resolving)
         self._fail_open(reason)
-        # in this order: the sender, once cancelled, waits for requests that are under way
-        self._sender_task.cancel()
-        await cut_off(self._producer.client)
-        await cancelled({self._sender_task})
-
-
-class _Startable:
-    """A producer as `started` takes it: its own `stop` would wait for the sender without limit."""
-
-    def __init__(self, producer: AIOKafkaProducer) -> None:
-        self.start = producer.start
-        self._producer = producer
-
-    async def stop(self) -> None:
-        self._producer._closed = True  # noqa: SLF001
-        await cut_off(self._producer.client)
+        # by force: its own `stop` waits for the sender, which waits for the broker, without limit
+        await dismantled(self._producer)

@@ -1,52 +1,58 @@
 """aiokafka's clients from outside: started, bounded, and ended whatever state they are in.
 
 Much here touches attributes that aiokafka keeps to itself (pinned below 0.15): its own `stop` waits
-without a limit for a broker that is away, and a client left half-started leaks its sockets.
+without a limit for a broker that is away, and a client left half-started, or ended while it
+connects, leaks its sockets.
 """
 
 import asyncio
-import logging
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 from typing import Any, TypeVar
 
 from aiokafka.errors import KafkaError
 
+from topics.kafka.connecting import abort, bootstrap, connection_closed
 from topics.ports import LogError
 
-STOP_SECONDS = 3.0
+STOP_SECONDS = 2.0
+SETTLE_SECONDS = 6.0
 RECORD_BYTES_MAX = 3 * 1024 * 1024
+
+_TASKS = (
+    *("sender_task", "_fetch_task", "_coordination_task", "_heartbeat_task"),
+    *("_commit_refresh_task", "_reset_committed_task"),
+)
 
 T = TypeVar("T")
 
-_log = logging.getLogger(__name__)
+OnRebuild = Callable[[str, str], None]
+"""Told of each client that is given up: which (`tail`, `member`, `appender`, `questions`), and why
+(`died`, `stuck`, `in_doubt`, `no_answer`).
+"""
+
 _leftovers: set[asyncio.Task[Any]] = set()
 
 
 async def started(client: Any, what: str, seconds: float) -> None:
-    """Starts a client within the limit. Raises LogError, the client is ended then."""
-    # Never cancelled while it connects: aiokafka would lose hold of the open socket.
-    starting = asyncio.ensure_future(client.start())
+    """Starts a client within the limit. Raises LogError, nothing of the client is left then."""
+    net = net_of(client)
+    net.bootstrap = partial(bootstrap, net)
+    net._on_connection_closed = partial(connection_closed, net._on_connection_closed)  # noqa: SLF001
     try:
-        done, _ = await asyncio.wait({starting}, timeout=seconds)
+        async with asyncio.timeout(seconds):
+            await client.start()
     except asyncio.CancelledError:
-        _keep(_end_after(starting, client))
+        in_background(dismantled(client))
         raise
-    if not done:
-        _keep(_end_after(starting, client))
-        raise LogError(f"{what}: no answer from the broker in {seconds:.0f} s")
-    error = starting.exception()
-    if error is not None:
-        await ended(client)
-        if isinstance(error, KafkaError | OSError | TimeoutError):
+    except TimeoutError:
+        await dismantled(client)
+        raise LogError(f"{what}: no answer from the broker in {seconds:.0f} s") from None
+    except BaseException as error:
+        await dismantled(client)
+        if isinstance(error, KafkaError | OSError):
             raise LogError(f"{what}: {describe(error)}") from error
-        raise error
-
-
-async def _end_after(starting: "asyncio.Future[None]", client: Any) -> None:
-    # connecting is bounded by the client's own request timeout, waiting for a producer id is not
-    await asyncio.wait({starting}, timeout=30.0)
-    await cancelled({starting})
-    await ended(client)
+        raise
 
 
 async def ended(client: Any, seconds: float = STOP_SECONDS) -> None:
@@ -56,27 +62,35 @@ async def ended(client: Any, seconds: float = STOP_SECONDS) -> None:
     try:
         await asyncio.wait({stopping}, timeout=seconds)
     except asyncio.CancelledError:
-        _keep(_force(client, stopping))
+        in_background(dismantled(client, stopping))
         raise
-    if not stopping.done() or stopping.cancelled() or stopping.exception() is not None:
-        await _force(client, stopping)
+    # after a polite end, too: aiokafka's own leaves sockets that are being opened meanwhile
+    await dismantled(client, stopping)
 
 
-async def _force(client: Any, stopping: "asyncio.Future[Any]") -> None:
-    net = client._client  # noqa: SLF001
+async def dismantled(client: Any, *tasks: "asyncio.Future[Any] | None") -> None:
+    """Ends a client by force, with its background tasks and `tasks`. Bounded, never raises."""
+    client._closed = True  # noqa: SLF001  else its finalizer complains
+    ending = {task for task in tasks if task is not None}
+    sender = getattr(client, "_sender", None)
     coordinator, fetcher = getattr(client, "_coordinator", None), getattr(client, "_fetcher", None)
-    names = ("_coordination_task", "_heartbeat_task", "_commit_refresh_task", "_fetch_task")
-    tasks = {stopping}
-    for name in names:
-        for owner in (coordinator, fetcher):
-            if (task := getattr(owner, name, None)) is not None:
-                tasks.add(task)
-    tasks |= getattr(fetcher, "_pending_tasks", set())
+    for owner in (sender, coordinator, fetcher):
+        ending |= {task for name in _TASKS if (task := getattr(owner, name, None)) is not None}
+    ending |= getattr(fetcher, "_pending_tasks", set())
+    for task in ending:
+        task.cancel()  # first of all: a sender that is left without a client would spin
+    net = net_of(client)
     await cut_off(net)
-    await cancelled(tasks)
+    await cancelled(ending)
+    await _close_sockets(net)  # a task that was connecting may have opened one more
 
 
-async def cancelled(tasks: Iterable["asyncio.Future[Any]"], seconds: float = 2.0) -> None:
+def net_of(client: Any) -> Any:
+    """The `AIOKafkaClient` of a producer, which is public there, a consumer or an admin client."""
+    return client.client if hasattr(client, "client") else client._client  # noqa: SLF001
+
+
+async def cancelled(tasks: Iterable["asyncio.Future[Any]"], seconds: float = 1.0) -> None:
     """Cancels and awaits, for a limited time; what the tasks had to say is dropped."""
     tasks = set(tasks)
     for task in tasks:
@@ -88,25 +102,32 @@ async def cancelled(tasks: Iterable["asyncio.Future[Any]"], seconds: float = 2.0
             task.exception()
 
 
-async def cut_off(net: Any, seconds: float = 1.0) -> None:
-    """Closes an `AIOKafkaClient`'s sockets; whoever waits for its metadata is let go."""
+async def cut_off(net: Any) -> None:
+    """Ends an `AIOKafkaClient`: it opens no socket any more; whoever waits for it is let go."""
+    net._get_conn = _no_connection  # noqa: SLF001
+    if net._sync_task is not None:  # noqa: SLF001
+        await cancelled({net._sync_task})  # noqa: SLF001
+        net._sync_task = None  # noqa: SLF001
     waiter = net._md_update_fut  # noqa: SLF001
-    closing = asyncio.ensure_future(net.close())
-    await asyncio.wait({closing}, timeout=seconds)
     if waiter is None or waiter.done():
-        # a done future left in place: nothing resolves a new one once the client is closed
+        # a done future left in place: nothing resolves a new one without the synchronizer
         waiter = net._md_update_fut = asyncio.get_running_loop().create_future()  # noqa: SLF001
     waiter.set_result(False)
-    if not closing.done():
-        closing.cancel()
-        await asyncio.wait({closing}, timeout=0.1)
-    elif not closing.cancelled():
-        closing.exception()
+    await _close_sockets(net)
 
 
-def _keep(work: Awaitable[Any]) -> None:
-    """Lets something go on after its caller was cancelled or had no more time."""
-    in_background(work)
+async def _no_connection(*_: Any, **__: Any) -> None:
+    """What a client that was ended finds when it looks for a connection."""
+
+
+async def _close_sockets(net: Any, seconds: float = 0.5) -> None:
+    conns = list(net._conns.values())  # noqa: SLF001
+    net._conns.clear()  # noqa: SLF001
+    closing = {future for conn in conns if (future := conn.close()) is not None}
+    if closing:
+        await asyncio.wait(closing, timeout=seconds)
+    for conn in conns:
+        abort(conn)
 
 
 def in_background(work: Awaitable[T]) -> "asyncio.Task[T]":
@@ -121,7 +142,7 @@ def in_background(work: Awaitable[T]) -> "asyncio.Task[T]":
     return task
 
 
-async def settled(seconds: float = STOP_SECONDS) -> None:
+async def settled(seconds: float = SETTLE_SECONDS) -> None:
     """Waits, for a limited time, for what still goes on in the background."""
     pending = {task for task in _leftovers if task is not asyncio.current_task()}
     if pending:

@@ -1,12 +1,13 @@
 """A Kafka cluster as a `topics.ports.Log`."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from topics.kafka.appender import KafkaAppender
-from topics.kafka.clients import RECORD_BYTES_MAX, settled, started
+from topics.kafka.clients import RECORD_BYTES_MAX, OnRebuild, settled, started
 from topics.kafka.member import KafkaMember
 from topics.kafka.partitioning import partition_of
 from topics.kafka.questions import Questions
@@ -31,7 +32,8 @@ class KafkaLog:
     """See `topics.ports.Log`. Nothing is sent before the first call.
 
     `request_timeout_seconds` bounds every question and every connection, `append_timeout_seconds`
-    the wait for an acknowledgement. `rebuilds` counts readers whose client was given up.
+    the wait for an acknowledgement. `rebuilds` counts clients that were given up, by (client, reason)
+    as `clients.OnRebuild` names them; `on_rebuild` is told of each.
     """
 
     def __init__(
@@ -42,8 +44,10 @@ class KafkaLog:
         security: Security | None = None,
         request_timeout_seconds: float = 10.0,
         append_timeout_seconds: float = 15.0,
+        on_rebuild: OnRebuild | None = None,
     ) -> None:
-        self.rebuilds = 0
+        self.rebuilds: Counter[tuple[str, str]] = Counter()
+        self._on_rebuild = on_rebuild
         self._arguments = {
             "bootstrap_servers": bootstrap,
             "client_id": client_id,
@@ -51,10 +55,12 @@ class KafkaLog:
         }
         self._request_timeout_seconds = request_timeout_seconds
         self._append_timeout_seconds = append_timeout_seconds
-        self._questions = Questions(self._arguments, request_timeout_seconds)
+        self._questions = Questions(self._arguments, request_timeout_seconds, self._rebuilt)
 
-    def _rebuilt(self) -> None:
-        self.rebuilds += 1
+    def _rebuilt(self, client: str, reason: str) -> None:
+        self.rebuilds[client, reason] += 1
+        if self._on_rebuild is not None:
+            self._on_rebuild(client, reason)
 
     # --- topics and partitions
 
@@ -79,6 +85,7 @@ class KafkaLog:
             linger_ms=linger_ms,
             request_timeout_seconds=self._request_timeout_seconds,
             append_timeout_seconds=self._append_timeout_seconds,
+            on_rebuild=self._rebuilt,
         )
 
     async def tail(self, positions: Mapping[Partition, int]) -> KafkaTail:

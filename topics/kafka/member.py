@@ -6,16 +6,10 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
-from aiokafka.errors import (
-    IllegalGenerationError,
-    KafkaError,
-    OffsetOutOfRangeError,
-    RebalanceInProgressError,
-    UnknownMemberIdError,
-)
-from aiokafka.structs import OffsetAndMetadata
+from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 
-from topics.kafka.clients import cancelled, describe, ended, in_background
+from topics.kafka.clients import OnRebuild, cancelled, describe, ended, in_background
+from topics.kafka.commits import commit_once, tell_outcome
 from topics.kafka.reading import (
     _NOT_ALLOWED,
     RETRY_SECONDS,
@@ -23,6 +17,7 @@ from topics.kafka.reading import (
     ClientBroken,
     OpenConsumer,
     Progress,
+    end_opening,
     poll,
     refused_position,
 )
@@ -36,8 +31,6 @@ from topics.ports import (
     Record,
     RevokedHook,
 )
-
-_GONE = (IllegalGenerationError, UnknownMemberIdError, RebalanceInProgressError)
 
 RemoveMember = Callable[[str], Awaitable[None]]
 
@@ -74,7 +67,7 @@ class KafkaMember:
         hooks: tuple[RevokedHook, AssignedHook],
         open_consumer: OpenConsumer,
         ask_ends: AskEnds,
-        on_rebuild: Callable[[], None],
+        on_rebuild: OnRebuild,
         *,
         commit_timeout_seconds: float,
         join_timeout_seconds: float,
@@ -179,7 +172,9 @@ class KafkaMember:
             await self._trouble(consumer, error, max_wait_seconds)
             return []
         if self._stuck(consumer, loop.time(), idle=not records):
-            await self._rebuild(consumer, "it waits for records or for the group, and none come")
+            await self._rebuild(
+                consumer, "stuck", "it waits for records or for the group, and none come"
+            )
         return records
 
     def _positions(self, consumer: AIOKafkaConsumer) -> dict[Partition, int]:
@@ -199,15 +194,15 @@ class KafkaMember:
     async def _trouble(self, consumer: AIOKafkaConsumer, error: Exception, wait: float) -> None:
         ended_task = consumer._coordinator._coordination_task.done()  # noqa: SLF001
         if isinstance(error, ClientBroken) or ended_task:
-            await self._rebuild(consumer, describe(error))
+            await self._rebuild(consumer, "died", describe(error))
         else:
             _log.warning("%s: reading failed, trying again: %s", self._topic, describe(error))
             await asyncio.sleep(min(RETRY_SECONDS, wait))
 
-    async def _rebuild(self, consumer: AIOKafkaConsumer, reason: str) -> None:
-        _log.warning("%s: the member is given up and joins anew: %s", self._topic, reason)
+    async def _rebuild(self, consumer: AIOKafkaConsumer, reason: str, detail: str) -> None:
+        _log.warning("%s: the member is given up and joins anew: %s", self._topic, detail)
         self.rebuilds += 1
-        self._on_rebuild()
+        self._on_rebuild("member", reason)
         self.consumer = None
         self._joining_since_s = None
         in_background(ended(consumer))
@@ -236,7 +231,9 @@ class KafkaMember:
             await cancelled({self._commit})
         if not set(offsets) <= self._held:
             raise CommitRefused("a partition is not assigned any more")
-        commit = self._commit = asyncio.create_task(self._commit_once(dict(offsets)))
+        commit = self._commit = asyncio.create_task(
+            commit_once(dict(offsets), self._coordinator_of_ours)
+        )
         try:
             done, _ = await asyncio.wait({commit}, timeout=self._commit_timeout_seconds)
         except asyncio.CancelledError:
@@ -245,27 +242,13 @@ class KafkaMember:
         if not done:
             await cancelled({commit})
             raise LogError(f"no answer to a commit in {self._commit_timeout_seconds:.0f} s")
-        if commit.cancelled():
-            raise CommitRefused("the partitions were revoked meanwhile")
-        error = commit.exception()
-        if isinstance(error, _GONE):
-            raise CommitRefused(describe(error)) from error
-        if isinstance(error, KafkaError | OSError):
-            raise LogError(f"commit: {describe(error)}") from error
-        if error is not None:
-            raise error
+        tell_outcome(commit)
 
-    async def _commit_once(self, offsets: dict[Partition, Committed]) -> None:
-        """Aiokafka's own `commit` tries again, also under a generation that is not ours."""
-        # No await between this check and the request's making: a heartbeat may forget who we are,
-        # and a commit of nobody in particular is accepted by a group without members.
+    def _coordinator_of_ours(self) -> Any:
+        """Raises CommitRefused if the group may have forgotten the generation that we hold."""
         if self.consumer is None or self._identity != self._group_identity():
             raise CommitRefused("the group has another generation")
-        wanted = {
-            TopicPartition(*partition): OffsetAndMetadata(at.offset, at.metadata)
-            for partition, at in offsets.items()
-        }
-        await self.consumer._coordinator._do_commit_offsets(None, wanted)  # noqa: SLF001
+        return self.consumer._coordinator  # noqa: SLF001
 
     async def close(self) -> None:
         self._held = frozenset()
@@ -274,7 +257,8 @@ class KafkaMember:
             await cancelled({self._commit})
         await self._progress.close()
         if self._opening is not None:
-            await cancelled({self._opening})
+            await end_opening(self._opening)
+            self._opening = None
         consumer, self.consumer = self.consumer, None
         if consumer is not None:
             await ended(consumer)

@@ -19,7 +19,7 @@ from aiokafka.errors import (
 from aiokafka.protocol.commit import OffsetFetchRequest
 from aiokafka.protocol.group import LeaveGroupRequest
 
-from topics.kafka.clients import describe, ended, started
+from topics.kafka.clients import OnRebuild, describe, ended, in_background, started
 from topics.kafka.metadata import TopicMetadataRequest, topics_of
 from topics.ports import Committed, LogError, Partition, TopicSpec, TopicState
 
@@ -39,9 +39,12 @@ def check(code: int, what: str) -> None:
 class Questions:
     """Every question is tried again while the limit lasts, then raises LogError."""
 
-    def __init__(self, arguments: dict[str, Any], timeout_seconds: float) -> None:
+    def __init__(
+        self, arguments: dict[str, Any], timeout_seconds: float, on_rebuild: OnRebuild
+    ) -> None:
         self._arguments = arguments
         self._timeout_seconds = timeout_seconds
+        self._on_rebuild = on_rebuild
         self._counts: dict[str, tuple[float, int]] = {}
         self._clients: dict[type, Any] = {}
         self._opening = asyncio.Lock()
@@ -191,11 +194,13 @@ class Questions:
 
     async def _ask(self, kind: type, what: str, call: Callable[[Any], Awaitable[T]]) -> T:
         reason = "no answer from the broker"
+        client = None
         try:
             async with asyncio.timeout(self._timeout_seconds):
                 while True:
                     try:
-                        return await call(await self._client(kind))
+                        client = await self._client(kind)
+                        return await call(client)
                     except (KafkaError, OSError, AttributeError) as error:
                         # AttributeError: aiokafka's admin client while no controller is known
                         if isinstance(error, KafkaError) and not error.retriable:
@@ -203,7 +208,7 @@ class Questions:
                         reason = describe(error)
                     await asyncio.sleep(RETRY_SECONDS)
         except TimeoutError:
-            await self._forget(kind)
+            self._forget(kind, client)
             raise LogError(f"{what}: {reason} in {self._timeout_seconds:.0f} s") from None
 
     async def _client(self, kind: type) -> Any:
@@ -219,16 +224,18 @@ class Questions:
                 self._clients[kind] = client
             return self._clients[kind]
 
-    async def _forget(self, kind: type) -> None:
+    def _forget(self, kind: type, client: Any) -> None:
         """A client that gave no answer is not trusted again: the next question makes a new one."""
-        client = self._clients.pop(kind, None)
-        if client is not None:
-            await ended(client)
+        if client is not None and self._clients.get(kind) is client:
+            del self._clients[kind]
+            self._on_rebuild("questions", "no_answer")
+            in_background(ended(client))
 
     async def close(self) -> None:
         """Ends both clients."""
-        for kind in list(self._clients):
-            await self._forget(kind)
+        clients = list(self._clients.values())
+        self._clients.clear()
+        await asyncio.gather(*(ended(client) for client in clients))
 
 
 def committed_of(answer: Any, partitions: Sequence[Partition]) -> dict[Partition, Committed]:

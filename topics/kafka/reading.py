@@ -13,7 +13,7 @@ from aiokafka.errors import (
     TopicAuthorizationFailedError,
 )
 
-from topics.kafka.clients import cancelled, describe, ended, in_background
+from topics.kafka.clients import OnRebuild, cancelled, describe, ended, in_background
 from topics.ports import LogError, OffsetOutOfRange, Partition, Record
 
 STUCK_SECONDS = 5.0
@@ -141,7 +141,7 @@ class KafkaTail:
         open_consumer: OpenConsumer,
         ask_ends: AskEnds,
         positions: Mapping[Partition, int],
-        on_rebuild: Callable[[], None],
+        on_rebuild: OnRebuild,
     ) -> None:
         self.rebuilds = 0
         self._consumer: AIOKafkaConsumer | None = consumer
@@ -181,18 +181,18 @@ class KafkaTail:
         except _NOT_ALLOWED as error:
             raise LogError(f"reading: {describe(error)}") from error
         except (KafkaError, ClientBroken) as error:
-            self._rebuild(describe(error))
+            self._rebuild("died", describe(error))
             return []
         for record in records:
             self._positions[Partition(record.topic, record.partition)] = record.offset + 1
         if not records and self._progress.check(self._positions, loop.time()):
-            self._rebuild("records are there and do not come")
+            self._rebuild("stuck", "records are there and do not come")
         return records
 
-    def _rebuild(self, reason: str) -> None:
-        _log.warning("a reader is given up and made anew: %s", reason)
+    def _rebuild(self, reason: str, detail: str) -> None:
+        _log.warning("a reader is given up and made anew: %s", detail)
         self.rebuilds += 1
-        self._on_rebuild()
+        self._on_rebuild("tail", reason)
         consumer, self._consumer = self._consumer, None
         in_background(ended(consumer))
 
@@ -216,14 +216,15 @@ class KafkaTail:
     async def close(self) -> None:
         await self._progress.close()
         if self._opening is not None:
-            in_background(_end_opened(self._opening))
+            await end_opening(self._opening)
             self._opening = None
         consumer, self._consumer = self._consumer, None
         if consumer is not None:
             await ended(consumer)
 
 
-async def _end_opened(opening: "asyncio.Task[AIOKafkaConsumer]") -> None:
-    await asyncio.wait({opening})
-    if opening.exception() is None:
+async def end_opening(opening: "asyncio.Task[AIOKafkaConsumer]") -> None:
+    """Ends a consumer that is being opened, or was opened and not fetched yet."""
+    await cancelled({opening})
+    if opening.done() and not opening.cancelled() and opening.exception() is None:
         await ended(opening.result())
