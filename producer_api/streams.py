@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from core.errors import InferlogError, Refusal
 from core.stream import Key, Reader, Visible
+from producer_api.scan_places import Place
 from schemas.codec import UndecodableRecord, decode_reply
 from schemas.ids import parse_request_id
 from schemas.replies import Accepted, Expired, Started, Tokens
@@ -17,7 +18,6 @@ from topics.ports import Log, LogError, Partition, Tail
 from topics.scan import REPLIES, late_reader
 
 WAIT_SLICE_SECONDS = 1.0
-
 
 IsExpired = Callable[[str, float | None], bool]
 """Whether a request (id, its total deadline if known) counts as expired without a terminal."""
@@ -105,10 +105,8 @@ class Follower:
         """Finds where to begin. Raises LogError."""
         here = self._partition
         position = (await self._log.offsets_at({here: self._since_ms}))[here]
-        key = self._key
-        begin = await late_reader(
-            self._log, self._fence_tail, here.index, position, lambda wanted: wanted == key
-        )
+        wanted = self._key.__eq__
+        begin = await late_reader(self._log, self._fence_tail, here.index, position, wanted)
         self.end = (await self._log.end_offsets([here]))[here]
         self._reader = begin.reader
         self._tail = await self._log.tail({here: begin.position})
@@ -153,6 +151,7 @@ class ReplyStream:
         key: Key,
         shutdown: asyncio.Event,
         make_follower: Callable[[], Follower],
+        place: Place,
         is_expired: IsExpired,
         mailbox: Mailbox | None = None,
         after: int = 0,
@@ -163,6 +162,7 @@ class ReplyStream:
         self.ended = False
         self._shutdown = shutdown
         self._make_follower = make_follower
+        self._place = place
         self._mailbox = mailbox
         self._follower: Follower | None = None
         self._is_expired = is_expired
@@ -230,17 +230,21 @@ class ReplyStream:
                 return events
             await box.wait(wait_seconds)
             return box.take()
-        follower = self._follower or await self._reopen()
+        if self._follower is not None and self._follower.at_end:
+            return await self._read_log(self._follower, wait_seconds)
+        # taken anew for each read: a client that takes its time holds no place meanwhile
+        async with self._place(wait_seconds) as free:
+            if not free:
+                return []
+            follower = self._follower or await self._open_follower()
+            return await self._read_log(follower, wait_seconds)
+
+    async def _read_log(self, follower: Follower, wait_seconds: float) -> list[Visible]:
         events = await follower.read(min(wait_seconds, 0.5))
         if follower.gap:
             # nothing more will ever be accepted: its beginning was taken by retention
             raise result_expired()
         return events
-
-    async def _reopen(self) -> Follower:
-        """From the mailbox to the log, which says again what was delivered: that is passed over."""
-        self._skip = self._consumed
-        return await self._open_follower()
 
     async def _open_follower(self) -> Follower:
         follower = self._make_follower()
@@ -252,6 +256,7 @@ class ReplyStream:
                 "unavailable", "The log cannot be read right now.", retry_after_seconds=2
             ) from error
         self._follower = follower
+        self._skip = self._consumed  # the log says again what was delivered
         return follower
 
     def _deliver(self, events: list[Visible]) -> list[Visible]:
