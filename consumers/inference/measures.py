@@ -31,6 +31,8 @@ class Measures:
                 it.dead_letters.labels(reason).inc()
             case "suspect":
                 it.suspects.labels(reason).inc()
+            case "late_copy":
+                it.late_copies.labels(reason).inc()
             case _:
                 it.log_faults.labels(what).inc()
 

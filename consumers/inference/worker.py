@@ -137,7 +137,6 @@ class Worker:
                 self._measures.suspect(work)
                 self._do(Arrived(work))
         elif is_late_copy(record, found, self._limits):
-            self._measures.count("late_copy", "")
             self._late_copies.ask(work, self._late_copy_judged)
         else:
             self._do(Arrived(work))
@@ -146,6 +145,7 @@ class Worker:
         """`run`, `done` (it was said already) or `expired` (the log no longer knows)."""
         if not self._owns(work):
             return
+        self._measures.count("late_copy", verdict)
         if verdict == "done":
             work.handle.complete()
         elif verdict == "expired":
