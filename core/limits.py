@@ -15,6 +15,7 @@ class Limits:
     headers_bytes: int = 32 * 1024  # 431
     headers_count: int = 100  # 431
     receive_seconds: float = 10.0  # 408, then close
+    pipelined_requests: int = 8  # not taken: the connection closes behind those that were
     json_depth: int = 32  # 400
     messages_count: int = 1024  # 400
     text_bytes: int = 512 * 1024  # 400: text of all messages, or the prompt

@@ -140,6 +140,7 @@ def _epilog(described: list[Setting]) -> str:
 
 def known_variables(commands: list[type[Any]]) -> set[str]:
     """Every variable that some command, or what it starts, reads."""
-    own = {f"{PREFIX}CACHE_DIR", f"{PREFIX}JAVA", f"{PREFIX}PARENT_PID"}
+    names = ("CACHE_DIR", "JAVA", "PARENT_PID", "METRICS_PORT_HELD")
+    own = {f"{PREFIX}{name}" for name in names}
     found = {it.env for command in commands for it in describe(command) if not it.required}
     return own | found

@@ -10,7 +10,7 @@ from typing import Any
 
 from core.errors import InferlogError
 from inferlog.problems import CommandFailed
-from inferlog.supervisor import PARENT_PID
+from inferlog.supervisor import METRICS_PORT_HELD, PARENT_PID
 from runtime.health import HealthServer, PortTaken, Probe
 from runtime.logs import LogSettings, configure
 from runtime.metrics import Metrics
@@ -75,7 +75,8 @@ def serve_metrics(host: str, port: int, metrics: Metrics, probe: Probe) -> Healt
     """Serves a process's metrics and health; None when the port is 0. Raises CommandFailed."""
     if port == 0:
         return None
-    server = HealthServer(host, port, metrics.registry, probe)
+    held = METRICS_PORT_HELD in os.environ
+    server = HealthServer(host, port, metrics.registry, probe, shared=held)
     try:
         server.start()
     except PortTaken as error:

@@ -1,61 +1,35 @@
 """Which ports are free."""
 
-import errno
 import socket
-from collections.abc import Iterable
 
 from inferlog.problems import CommandFailed
 
-_PROBES_MAX = 1000
+
+def listen_alone(host: str, port: int) -> socket.socket:
+    """A socket that listens there, as the only one. Raises OSError.
+
+    Without SO_REUSEPORT, as sharing would hide a holder.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        # as servers do: a port that is only cooling off after a stop is free
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((host, port))
+        listening.listen(1)
+    except BaseException:
+        listening.close()
+        raise
+    return listening
 
 
 def is_free(host: str, port: int) -> bool:
-    """Whether somebody could listen there. Probes without SO_REUSEPORT, as sharing hides a holder."""
-    return _refusal(host, port) is None
-
-
-def _refusal(host: str, port: int) -> OSError | None:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        # as servers do: a port that is only cooling off after a stop is free
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-            probe.listen(1)
-        except OSError as error:
-            return error
-    return None
-
-
-def require_free(host: str, ports: Iterable[int], flag: str) -> None:
-    """Raises CommandFailed for the first port that cannot be had, naming the flag to change."""
-    for port in ports:
-        error = _refusal(host, port)
-        if error is None:
-            continue
-        if error.errno == errno.EADDRINUSE:
-            raise CommandFailed(
-                f"port {port} on {host} is taken by another process. Stop that one, or choose "
-                f"another port with {flag}."
-            )
-        if error.errno == errno.EACCES:
-            raise CommandFailed(
-                f"port {port} needs rights this user does not have. Choose one above 1023 with {flag}."
-            )
-        raise CommandFailed(
-            f"cannot listen on {host}:{port} ({error.strerror}). Is the address one of this machine?"
-        )
-
-
-def free_from(host: str, first: int, count: int) -> list[int]:
-    """The first `count` free ports from `first` upwards. Raises CommandFailed if there are none."""
-    found: list[int] = []
-    for port in range(first, min(65536, first + _PROBES_MAX)):
-        if is_free(host, port):
-            found.append(port)
-            if len(found) == count:
-                return found
-    raise CommandFailed(f"no {count} free ports from {first} upwards on {host}")
+    """Whether somebody could listen there now."""
+    try:
+        listen_alone(host, port).close()
+    except OSError:
+        return False
+    return True
 
 
 def any_free(host: str, count: int) -> int:

@@ -13,10 +13,10 @@ from consumers.inference.settings import WorkerSettings
 from inferlog.broker import SupervisedCluster, make_cluster
 from inferlog.data_dir import DataDir, UpState
 from inferlog.engine_choice import with_model
-from inferlog.local_ports import free_from, require_free
+from inferlog.held_ports import CAN_HOLD, HeldPorts
 from inferlog.problems import CommandFailed
 from inferlog.settings import UpCommand
-from inferlog.supervisor import ChildSpec, Report, Supervisor
+from inferlog.supervisor import METRICS_PORT_HELD, ChildSpec, Report, Supervisor
 from inferlog.topics import create_topics, topic_differences, topic_settings
 from producer_api.settings import ApiSettings
 from runtime.settings import PREFIX, to_environ
@@ -46,6 +46,7 @@ class Stack:
         self._report = report
         self._on_ready = on_ready
         self._environ = environ
+        self._ports = HeldPorts()
         self._cluster: SupervisedCluster | None = None
         self._supervisor: Supervisor | None = None
         self._tasks: list[asyncio.Task[Any]] = []
@@ -75,9 +76,9 @@ class Stack:
         )
         self.data_dir.lock()
         replicas = range(it.api_replicas)
-        require_free(it.host, [it.port, *(it.port + 1 + i for i in replicas)], "--port")
+        self._ports.take(it.host, [it.port, *(it.port + 1 + i for i in replicas)], "--port")
         names = [f"api-{i}" for i in replicas] + [f"worker-{i}" for i in range(it.workers)]
-        ports = free_from(it.metrics_host, it.metrics_port, len(names))
+        ports = self._ports.take_from(it.metrics_host, it.metrics_port, len(names))
         self.metrics = dict(zip(names, ports, strict=True))
         try:
             async with asyncio.timeout(it.ready_seconds):
@@ -153,6 +154,7 @@ class Stack:
             await self._supervisor.kill()
         if self._cluster is not None:
             await self._cluster.cluster.stop(0.5 if self.forced else 20.0)
+        self._ports.release()
         self.data_dir.release()
 
     def drain_seconds(self) -> float:
@@ -227,6 +229,8 @@ class Stack:
             for key, value in self._environ.items()
             if not key.startswith(PREFIX) or key == f"{PREFIX}CACHE_DIR"
         }
+        if CAN_HOLD:
+            kept[METRICS_PORT_HELD] = "1"
         return ChildSpec(
             name=name,
             arguments=arguments,

@@ -23,6 +23,8 @@ START_CRASHES_MAX = 5
 """Crashes in a row, before the first success, after which starting is given up."""
 
 PARENT_PID = "INFERLOG_PARENT_PID"
+METRICS_PORT_HELD = "INFERLOG_METRICS_PORT_HELD"
+"""Tells a child that its metrics port is bound by the supervisor, with whom it must share it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,6 +17,7 @@ from starlette.responses import JSONResponse, Response
 from core.errors import InferlogError, Refusal
 from core.limits import Limits
 from producer_api.auth import ApiKeys, load_keys
+from producer_api.bounded_http import bounded_http
 from producer_api.context import ApiContext
 from producer_api.error_responses import error_response
 from producer_api.gate import Gate
@@ -143,13 +144,13 @@ class ApiService:
         await self.pipeline.start()
         config = uvicorn.Config(
             app,
-            http="httptools",
+            http=bounded_http(settings.limits, self.metrics),
+            ws="none",
             lifespan="off",
             log_config=None,
             access_log=False,
             timeout_graceful_shutdown=max(1, int(settings.drain_seconds)),
             timeout_keep_alive=30,
-            h11_max_incomplete_event_size=settings.limits.headers_bytes * 2,
             server_header=False,
         )
         ports = [settings.port, *([settings.extra_port] if settings.extra_port else [])]

@@ -7,6 +7,7 @@ append the request and `Accepted` side by side → both acks → the stream.
 import asyncio
 import logging
 from collections.abc import Sequence
+from functools import partial
 
 from core.errors import InferlogError, Refusal
 from core.limits import Limits
@@ -16,6 +17,7 @@ from producer_api.keyed import KeyedSubmitter
 from producer_api.placement import Placement, pool_of
 from producer_api.publisher import Publisher, unavailable
 from producer_api.reply_router import ReplyRouter
+from producer_api.scan_places import ScanPlaces
 from producer_api.scans import CountedFollower
 from producer_api.streams import Follower, Mailbox, ReplyStream, result_expired
 from producer_api.submission import (
@@ -68,7 +70,7 @@ class Pipeline:
         metrics.claims_live.set_function(lambda: len(self._claims.book))
         self._draining = asyncio.Event()
         self._open_streams = 0
-        self._scans: dict[str, asyncio.Semaphore] = {}
+        self._scans = ScanPlaces(limits.scans_per_tenant, metrics.log_scans_running)
         self._tasks: list[asyncio.Task[None]] = []
         self._started = False
 
@@ -177,10 +179,16 @@ class Pipeline:
             if box is not None:
                 self._router.unwatch(key)
 
-        def make_follower() -> Follower:
-            return self._follower(key, "follow" if box is None else "mailbox")
-
-        return ReplyStream(key, self._draining, make_follower, self._is_expired, box, after, closed)
+        return ReplyStream(
+            key,
+            self._draining,
+            partial(self._follower, key, "follow" if box is None else "mailbox"),
+            partial(self._scans.place, key[0]),
+            self._is_expired,
+            box,
+            after,
+            closed,
+        )
 
     def _is_expired(self, request_id: str, total_seconds: float | None) -> bool:
         total_s = self.limits.total_seconds if total_seconds is None else total_seconds
@@ -197,7 +205,7 @@ class Pipeline:
         self._placement.check_id(request_id, self.limits.reply_retention_seconds)
         stream = self._stream((tenant, request_id), None, after)
         try:
-            async with asyncio.timeout(SCAN_SECONDS):
+            async with asyncio.timeout(SCAN_SECONDS), self._scans.place(tenant):
                 await stream.find()
         except (LogError, TimeoutError) as error:
             await stream.close()
@@ -210,11 +218,10 @@ class Pipeline:
     async def status(self, tenant: str, request_id: str) -> Snapshot:
         """One scan up to the end of the log as it is now. Raises Refusal."""
         self._placement.check_id(request_id, self.limits.reply_retention_seconds)
-        places = self._scans.setdefault(tenant, asyncio.Semaphore(self.limits.scans_per_tenant))
         follower = self._follower((tenant, request_id), "status")
         visible: list[Visible] = []
         try:
-            async with asyncio.timeout(SCAN_SECONDS), places:
+            async with asyncio.timeout(SCAN_SECONDS), self._scans.place(tenant):
                 await follower.open()
                 while not follower.at_end:
                     visible += await follower.read(0.2)

@@ -8,7 +8,7 @@ from topics.ports import Log
 
 
 class CountedFollower(Follower):
-    """A follower that shows in the metrics while it is open.
+    """A follower that shows in the metrics, once, when it is opened.
 
     `reason`: `status` (one look), `follow` (a stream that has no mailbox here), `mailbox` (one that
     lost it).
@@ -24,7 +24,6 @@ class CountedFollower(Follower):
         reason: str,
     ) -> None:
         super().__init__(log, fence_tail, key, skew_ms)
-        self._running = metrics.log_scans_running
         self._scans = metrics.log_scans.labels(reason)
         self._counted = False
 
@@ -33,12 +32,4 @@ class CountedFollower(Follower):
         if not self._counted:
             self._counted = True
             self._scans.inc()
-            self._running.inc()
         await super().open()
-
-    async def close(self) -> None:
-        """Ends the client. Idempotent."""
-        if self._counted:
-            self._counted = False
-            self._running.dec()
-        await super().close()

@@ -1,7 +1,6 @@
 """What a client's answer is read from: a mailbox fed by the tail, or the log itself.
 
-A mailbox is bounded. A client that falls behind loses it and reads on from the log at its own pace,
-so that a slow reader never slows a worker, and nothing is kept for it in memory.
+A mailbox is bounded: who falls behind reads on from the log at its own pace, and slows no worker.
 """
 
 import asyncio
@@ -9,6 +8,7 @@ from collections.abc import Callable
 
 from core.errors import InferlogError, Refusal
 from core.stream import Key, Reader, Visible
+from producer_api.scan_places import Place
 from schemas.codec import UndecodableRecord, decode_reply
 from schemas.ids import parse_request_id
 from schemas.replies import Accepted, Expired, Started, Tokens
@@ -17,7 +17,6 @@ from topics.ports import Log, LogError, Partition, Tail
 from topics.scan import REPLIES, late_reader
 
 WAIT_SLICE_SECONDS = 1.0
-
 
 IsExpired = Callable[[str, float | None], bool]
 """Whether a request (id, its total deadline if known) counts as expired without a terminal."""
@@ -105,10 +104,8 @@ class Follower:
         """Finds where to begin. Raises LogError."""
         here = self._partition
         position = (await self._log.offsets_at({here: self._since_ms}))[here]
-        key = self._key
-        begin = await late_reader(
-            self._log, self._fence_tail, here.index, position, lambda wanted: wanted == key
-        )
+        wanted = self._key.__eq__
+        begin = await late_reader(self._log, self._fence_tail, here.index, position, wanted)
         self.end = (await self._log.end_offsets([here]))[here]
         self._reader = begin.reader
         self._tail = await self._log.tail({here: begin.position})
@@ -153,6 +150,7 @@ class ReplyStream:
         key: Key,
         shutdown: asyncio.Event,
         make_follower: Callable[[], Follower],
+        place: Place,
         is_expired: IsExpired,
         mailbox: Mailbox | None = None,
         after: int = 0,
@@ -163,6 +161,7 @@ class ReplyStream:
         self.ended = False
         self._shutdown = shutdown
         self._make_follower = make_follower
+        self._place = place
         self._mailbox = mailbox
         self._follower: Follower | None = None
         self._is_expired = is_expired
@@ -171,10 +170,9 @@ class ReplyStream:
         self._consumed = 0  # events read, delivered or not
         self._skip = 0  # events still to be passed over
         self._total_seconds: float | None = None
-        self._started = False
+        self._started = self._abandoned = False
         self._on_close = on_close
         self._ahead: list[Visible] = []
-        self._abandoned = False
         self.on_delivered: Callable[[list[Visible]], None] | None = None
 
     def abandon(self) -> None:
@@ -231,17 +229,21 @@ class ReplyStream:
                 return events
             await box.wait(wait_seconds)
             return box.take()
-        follower = self._follower or await self._reopen()
+        if self._follower is not None and self._follower.at_end:
+            return await self._read_log(self._follower, wait_seconds)
+        # taken anew for each read: a client that takes its time holds no place meanwhile
+        async with self._place(wait_seconds) as free:
+            if not free:
+                return []
+            follower = self._follower or await self._open_follower()
+            return await self._read_log(follower, wait_seconds)
+
+    async def _read_log(self, follower: Follower, wait_seconds: float) -> list[Visible]:
         events = await follower.read(min(wait_seconds, 0.5))
         if follower.gap:
             # nothing more will ever be accepted: its beginning was taken by retention
             raise result_expired()
         return events
-
-    async def _reopen(self) -> Follower:
-        """From the mailbox to the log, which says again what was delivered: that is passed over."""
-        self._skip = self._consumed
-        return await self._open_follower()
 
     async def _open_follower(self) -> Follower:
         follower = self._make_follower()
@@ -249,10 +251,10 @@ class ReplyStream:
             await follower.open()
         except LogError as error:
             await follower.close()
-            raise Refusal(
-                "unavailable", "The log cannot be read right now.", retry_after_seconds=2
-            ) from error
+            reason = "The log cannot be read right now."
+            raise Refusal("unavailable", reason, retry_after_seconds=2) from error
         self._follower = follower
+        self._skip = self._consumed  # the log says again what was delivered
         return follower
 
     def _deliver(self, events: list[Visible]) -> list[Visible]:

@@ -28,13 +28,27 @@ class _Server(ThreadingHTTPServer):
     allow_reuse_port = False
 
 
+class _SharingServer(_Server):
+    allow_reuse_port = True
+
+
 class HealthServer:
     """`GET /metrics` (Prometheus text) and `GET /health` (200 or 503 with a JSON object).
 
     `probe` says whether the process is well, and any facts; it is called from the server's thread.
+    `shared`: whoever started this process holds the port for it, bound and open to be shared.
     """
 
-    def __init__(self, host: str, port: int, registry: CollectorRegistry, probe: Probe) -> None:
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        registry: CollectorRegistry,
+        probe: Probe,
+        *,
+        shared: bool = False,
+    ) -> None:
+        self._kind = _SharingServer if shared else _Server
         self._host = host
         self._port = port
         self._registry = registry
@@ -76,7 +90,7 @@ class HealthServer:
                 """A scrape every few seconds is not worth a line."""
 
         try:
-            self._server = _Server((self._host, self._port), Handler)
+            self._server = self._kind((self._host, self._port), Handler)
         except OSError as error:
             raise PortTaken(
                 f"metrics cannot be served on {self._host}:{self._port} "

@@ -241,9 +241,7 @@ class LocalCluster:
         folder = self._node_dir(node)
         folder.mkdir(exist_ok=True)
         settings = folder / "server.properties"
-        properties = server_properties(
-            node, self._nodes, folder / "log", self._advertised[node]
-        )
+        properties = server_properties(node, self._nodes, folder / "log", self._advertised[node])
         settings.write_text(render(properties), encoding="utf-8")
         if (folder / "log" / "meta.properties").exists():
             return

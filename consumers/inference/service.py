@@ -64,7 +64,7 @@ class InferenceService:
         self.worker_id = settings.worker_id or f"{socket.gethostname()}-{os.getpid()}"
         self._log: Log = log or settings.cluster.open(self.worker_id, self.metrics)
         self._engine = engine or make_engine(
-            settings.engine, settings.model, settings.engine_option
+            settings.engine, settings.model, settings.engine_option, settings.limits
         )
         self._clock = BrokerClock()
         self._tasks: list[asyncio.Task[None]] = []

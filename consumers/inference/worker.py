@@ -146,6 +146,7 @@ class Worker:
         self._measures.count("late_copy", verdict)
         if verdict == "unjudged" or not self._owns(work):
             return
+        self._measures.count("late_copy", verdict)
         if verdict == "done":
             work.handle.complete()
         elif verdict == "expired":

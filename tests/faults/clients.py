@@ -23,7 +23,7 @@ KINDS: tuple[Kind, ...] = ("stream", "whole", "background", "keyed", "cancelled"
 COMPLETIONS = "/v1/completions"
 NOTHING_APPENDED = {"unavailable", "shutting_down", "no_worker", "too_many_streams"}
 """Refusals that promise that nothing runs."""
-PATIENCE_SECONDS = 60.0
+PATIENCE_SECONDS = 120.0
 PAUSE_SECONDS = 0.2
 
 

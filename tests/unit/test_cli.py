@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 
 from inferlog.cli import TABLE, build
 from inferlog.data_dir import DataDir, UpState, first_key, key_values
-from inferlog.local_ports import any_free, free_from, is_free, require_free
+from inferlog.held_ports import HeldPorts
+from inferlog.local_ports import any_free, is_free
 from inferlog.problems import CommandFailed
 from runtime.settings import describe
 
@@ -159,10 +160,12 @@ def test_a_port_shared_by_reuse_counts_as_taken() -> None:
         port = holder.getsockname()[1]
         assert not is_free("127.0.0.1", port)
         with pytest.raises(CommandFailed, match=f"port {port} .* taken .*--port"):
-            require_free("127.0.0.1", [port], "--port")
-        assert port not in free_from("127.0.0.1", port, 2)
+            HeldPorts().take("127.0.0.1", [port], "--port")
+        held = HeldPorts()
+        assert port not in held.take_from("127.0.0.1", port, 2)
+        held.release()
 
 
 def test_an_address_of_another_machine_is_a_sentence() -> None:
     with pytest.raises(CommandFailed, match="Is the address one of this machine"):
-        require_free("192.0.2.1", [18000], "--port")
+        HeldPorts().take("192.0.2.1", [18000], "--port")

@@ -15,6 +15,7 @@ import msgspec
 
 from consumers.inference.engine.ports import Engine
 from core.errors import InferlogError
+from core.limits import DEFAULT_LIMITS, Limits
 
 ENGINES = ("vllm", "scripted")
 
@@ -27,7 +28,9 @@ class EngineOptionError(InferlogError):
     """The engine's settings cannot be used; the message says which one, and what would do."""
 
 
-def make_engine(kind: str, model: str | None, options: Sequence[str] = ()) -> Engine:
+def make_engine(
+    kind: str, model: str | None, options: Sequence[str] = (), limits: Limits = DEFAULT_LIMITS
+) -> Engine:
     """The engine `kind` (`vllm` or `scripted`), not started yet.
 
     `model` is what vLLM loads (a folder or a model's name), or the name that the scripted engine
@@ -36,7 +39,7 @@ def make_engine(kind: str, model: str | None, options: Sequence[str] = ()) -> En
     if kind == "scripted":
         return _scripted(model, options)
     if kind == "vllm":
-        return _vllm(model, options)
+        return _vllm(model, options, limits)
     raise EngineOptionError(f"unknown engine {kind!r}; there are: {', '.join(ENGINES)}")
 
 
@@ -54,7 +57,7 @@ def _scripted(model: str | None, options: Sequence[str]) -> Engine:
     return ScriptedEngine(model or "scripted", chosen)
 
 
-def _vllm(model: str | None, options: Sequence[str]) -> Engine:
+def _vllm(model: str | None, options: Sequence[str], limits: Limits) -> Engine:
     if not model:
         raise EngineOptionError("the vllm engine needs a model: a folder, or a model's name")
     if importlib.util.find_spec("vllm") is None:
@@ -65,7 +68,7 @@ def _vllm(model: str | None, options: Sequence[str]) -> Engine:
         make_vllm_engine,
     )
 
-    return make_vllm_engine(model, options)
+    return make_vllm_engine(model, options, limits)
 
 
 def typed_fields(options: type) -> dict[str, Any]:

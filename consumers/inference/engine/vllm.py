@@ -28,9 +28,15 @@ from consumers.inference.engine.ports import (
     Run,
     RunEnded,
 )
+from consumers.inference.engine.schema_checks import SchemaChecks
 from consumers.inference.engine.vllm_choice import Choice
 from consumers.inference.engine.vllm_process import VllmProcess
-from consumers.inference.engine.vllm_requests import Prepared, Preparer, sampling_params
+from consumers.inference.engine.vllm_requests import (
+    Prepared,
+    Preparer,
+    compilers_for,
+    sampling_params,
+)
 from core.errors import Refusal
 from schemas.replies import ErrorInfo
 
@@ -53,7 +59,7 @@ class _Running:
 class VllmEngine:
     """`models` is known once it has started."""
 
-    def __init__(self, arguments: AsyncEngineArgs, name: str) -> None:
+    def __init__(self, arguments: AsyncEngineArgs, name: str, compile_seconds: float) -> None:
         self.models: tuple[ModelInfo, ...] = ()
         self.slots: int = arguments.max_num_seqs or 0
         self._name = name
@@ -61,6 +67,7 @@ class VllmEngine:
         self._preparer: Preparer | None = None
         # one thread: a tokenizer is not made for two at once
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="tokenise")
+        self._schemas = SchemaChecks(compile_seconds, self._vocabulary)
         # bounded by the caller, who starts no more runs than there are slots
         self._runs: dict[int, _Running] = {}
         self._said: list[tuple[Choice, Any] | Report] = []
@@ -113,6 +120,7 @@ class VllmEngine:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self._schemas.stop()
         self._pool.shutdown(wait=False, cancel_futures=True)
         await self._process.stop()
 
@@ -137,6 +145,9 @@ class VllmEngine:
                 raise Refusal("model_not_found", message, param="model")  # noqa: TRY301
             loop = asyncio.get_running_loop()
             prepared = await loop.run_in_executor(self._pool, preparer.prepare, run)
+            wanted = run.body.response_format
+            if wanted is not None and wanted.schema is not None:
+                await self._schemas.check(wanted.schema, compilers_for(wanted.schema))
             await self._hand_over(running, prepared)
         except Refusal as refusal:
             self._end(running, refusal.info())
@@ -150,6 +161,10 @@ class VllmEngine:
             # what such an error says may repeat the prompt
             log.error("a run could not be started: %s", type(error).__name__)  # noqa: TRY400
             self._end(running, _failed())
+
+    async def _vocabulary(self) -> dict[str, Any]:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._pool, self._process.vocabulary)
 
     async def _hand_over(self, running: _Running, prepared: Prepared) -> None:
         run = running.run

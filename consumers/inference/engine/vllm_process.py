@@ -59,6 +59,15 @@ class VllmProcess:
         """The Hugging Face tokenizer."""
         return self._llm.get_tokenizer()
 
+    def vocabulary(self) -> dict[str, Any]:
+        """What `schema_compiler` wants to know of the model. Slow enough to be called off the loop."""
+        tokenizer = self.tokenizer
+        return {
+            "tokenizer": tokenizer._tokenizer.to_str(),  # noqa: SLF001  the Rust tokenizer
+            "vocab_size": int(self._llm.model_config.get_vocab_size()),
+            "stop_token_ids": [tokenizer.eos_token_id],
+        }
+
     def end_ids(self) -> list[int]:
         """The tokens that end an answer: the tokenizer's, and those of the model's settings."""
         found = {self.tokenizer.eos_token_id}

@@ -11,6 +11,8 @@ from typing import Any
 from jinja2 import TemplateError
 from vllm import SamplingParams
 from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+from vllm.v1.structured_output.backend_guidance import has_guidance_unsupported_json_features
+from vllm.v1.structured_output.backend_xgrammar import has_xgrammar_unsupported_json_features
 
 from consumers.inference.engine.ports import Logged, Run
 from consumers.inference.engine.vllm_choice import Choice
@@ -110,6 +112,15 @@ class Preparer:
                 param="messages" if wanted is None else "max_tokens",
             )
         return min(DEFAULT_LIMITS.max_tokens_default, left) if wanted is None else wanted
+
+
+def compilers_for(schema: dict[str, Any]) -> list[str]:
+    """Which of `schema_compiler`'s compilers vLLM (its choice left at `auto`) would try, in order.
+
+    None for what only outlines would take: it builds automata without any bound.
+    """
+    names = [] if has_xgrammar_unsupported_json_features(schema) else ["xgrammar"]
+    return names if has_guidance_unsupported_json_features(schema) else [*names, "guidance"]
 
 
 def sampling_params(body: Body, choice: Choice, max_tokens: int) -> SamplingParams:

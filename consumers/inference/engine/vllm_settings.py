@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from consumers.inference.engine.options import EngineOptionError, parse_options
+from core.limits import DEFAULT_LIMITS, Limits
 
 if TYPE_CHECKING:
     from consumers.inference.engine.vllm import VllmEngine
@@ -26,7 +27,9 @@ CPU_SLOTS = 32
 _BF16_FLAGS = frozenset(("avx512_bf16", "amx_bf16"))
 
 
-def make_vllm_engine(model: str, options: Sequence[str]) -> "VllmEngine":
+def make_vllm_engine(
+    model: str, options: Sequence[str], limits: Limits = DEFAULT_LIMITS
+) -> "VllmEngine":
     """An engine for a local folder, or a model's name. Imports vLLM: seconds. Not started yet.
 
     Raises EngineOptionError.
@@ -57,7 +60,7 @@ def make_vllm_engine(model: str, options: Sequence[str]) -> "VllmEngine":
     arguments = {"model": model, **defaults, **found}
     name = arguments.get("served_model_name") or Path(model).name
     try:
-        return VllmEngine(AsyncEngineArgs(**arguments), _first(name))
+        return VllmEngine(AsyncEngineArgs(**arguments), _first(name), limits.schema_compile_seconds)
     except (ValueError, TypeError) as error:
         raise EngineOptionError(f"vLLM refuses these engine options: {error}") from error
 

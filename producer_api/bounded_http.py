@@ -1,0 +1,215 @@
+"""HTTP as uvicorn speaks it, with bounds on what a connection may send before a handler is asked.
+
+The gate sees a request only when its head is complete. Until then a line without an end, headers
+without number, or one byte a minute would hold memory and a connection for as long as they like;
+here they are refused while they arrive. Behind an answer that is under way nothing may be written:
+there the connection ends behind that answer instead.
+
+What a connection can hold: a head of `MARGIN_BYTES` more than `headers_bytes`, a piece of
+`PIECE_BYTES`, `pipelined_requests` heads, and uvicorn's 64 KiB of a body that nobody has read yet.
+"""
+
+import asyncio
+import logging
+import uuid
+from typing import Any, ClassVar
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from core.errors import Refusal
+from core.limits import DEFAULT_LIMITS, Limits
+from producer_api.error_responses import error_response
+from runtime.metrics import Metrics
+
+PIECE_BYTES = 16 * 1024
+"""What the parser is given at once. A head is counted by pieces, so it may be longer by one."""
+
+MARGIN_BYTES = 8 * 1024
+"""For the request line, and what separates headers: the gate counts names and values alone."""
+
+LINGER_SECONDS = 1.0
+"""How long a refused client may go on sending: closed at once, it would be reset before it has read
+why."""
+
+BODY_MARGIN_SECONDS = 2.0
+"""Beyond the gate's own limit for a body, for the bodies that the gate does not wait for."""
+
+_log = logging.getLogger(__name__)
+
+
+class BoundedHttp(HttpToolsProtocol):
+    """One connection. See `bounded_http`."""
+
+    limits: ClassVar[Limits] = DEFAULT_LIMITS
+    metrics: ClassVar[Metrics]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._message = 0  # which message of the connection is being read
+        self._begun = False  # whether a byte of it has come
+        self._in_head = True
+        self._head_bytes = 0
+        self._ended_in_piece = False
+        self._surplus = False
+        self._ignoring = False
+        self._silent = True
+        self._timer: asyncio.TimerHandle | None = None
+        self._timed: tuple[int, str] | None = None
+
+    # --- the connection
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """The first head is awaited from now on."""
+        super().connection_made(transport)
+        self._await_rest("head")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Nothing is awaited any more."""
+        self._await_rest(None)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Feeds the parser piece by piece, for as long as the bounds hold."""
+        if self._ignoring:
+            return
+        self._silent = False
+        for start in range(0, len(data), PIECE_BYTES):
+            piece = data if len(data) <= PIECE_BYTES else data[start : start + PIECE_BYTES]
+            self._ended_in_piece = False
+            super().data_received(piece)
+            if self._ignoring or self.transport.is_closing():
+                return
+            if self._surplus:
+                self._end_behind_answers()
+                return
+            if self._head_too_large(len(piece)):
+                self._refuse(
+                    Refusal(
+                        "headers_too_large",
+                        f"At most {self.limits.headers_count} headers of "
+                        f"{self.limits.headers_bytes} bytes together.",
+                    )
+                )
+                return
+        if not self._in_head:
+            self._await_rest("body")
+        else:
+            # between two requests uvicorn's keep-alive limit holds, but it forgets that limit at
+            # any byte, also at one that begins no request
+            self._await_rest("head" if self._begun or not self._ended_in_piece else None)
+
+    def _head_too_large(self, piece_bytes: int) -> bool:
+        if not self._in_head or self._ended_in_piece:
+            self._head_bytes = 0
+            return False
+        self._head_bytes += piece_bytes
+        return self._head_bytes > self.limits.headers_bytes + MARGIN_BYTES or (
+            self._begun and len(self.headers) > self.limits.headers_count
+        )
+
+    # --- what the parser finds
+
+    def on_message_begin(self) -> None:
+        """A request begins; behind too many that wait for their turn it is not taken."""
+        super().on_message_begin()
+        self._message += 1
+        self._begun = True
+        self._surplus = self._surplus or len(self.pipeline) >= self.limits.pipelined_requests
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Keeps one more than there may be: enough for whoever counts them."""
+        if len(self.headers) <= self.limits.headers_count:
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """The head is there: the gate counts what is in it."""
+        self._in_head = False
+        if not self._surplus:
+            super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """A part of a body."""
+        if not self._surplus:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """A request is there; what comes next is a head."""
+        self._in_head = True
+        self._begun = False
+        self._ended_in_piece = True
+        if not self._surplus:
+            super().on_message_complete()
+
+    # --- the end of a connection that breaks a bound
+
+    def send_400_response(self, msg: str) -> None:
+        """What is no HTTP is refused as everything else is."""
+        self._refuse(Refusal("invalid_request", msg))
+
+    def _await_rest(self, part: str | None) -> None:
+        """Gives the head, or the body, of the message that is being read its time, once."""
+        timed = None if part is None else (self._message, part)
+        if timed == self._timed:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timed, self._timer = timed, None
+        if part is not None:
+            margin_s = BODY_MARGIN_SECONDS if part == "body" else 0.0
+            seconds = self.limits.receive_seconds + margin_s
+            self._timer = self.loop.call_later(seconds, self._overdue, part)
+
+    def _overdue(self, part: str) -> None:
+        if self.transport.is_closing():
+            return
+        if self.flow.read_paused:
+            # it is we who do not read, until those before it are answered
+            self._timed = None
+            self._await_rest(part)
+        elif part == "body":
+            # the gate has answered, without the body or for the lack of it
+            self._end_behind_answers()
+        elif self._silent:
+            self.transport.close()
+        else:
+            seconds = self.limits.receive_seconds
+            text = f"The request was not received within {seconds} s."
+            self._refuse(Refusal("request_timeout", text))
+
+    def _is_answering(self) -> bool:
+        """Whether the newest request taken, or one before it, is still being answered."""
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _end_behind_answers(self) -> None:
+        """Takes nothing more; what was taken is answered."""
+        self._await_rest(None)
+        self._ignoring = True
+        if self._is_answering():
+            self.cycle.keep_alive = False
+        else:
+            self.transport.close()
+
+    def _refuse(self, refusal: Refusal) -> None:
+        answer_id = str(uuid.uuid4())
+        self.metrics.refused.labels(refusal.code).inc()
+        _log.info("refused while it arrived: %s (request %s)", refusal.code, answer_id)
+        if self._is_answering():
+            self._end_behind_answers()
+            return
+        self._await_rest(None)
+        self._unset_keepalive_if_required()
+        self._ignoring = True
+        headers = {"Connection": "close", "X-Request-Id": answer_id}
+        response = error_response(refusal, headers)
+        lines = [name + b": " + value + b"\r\n" for name, value in response.raw_headers]
+        status = STATUS_LINE[refusal.kind.status]
+        self.transport.write(b"".join([status, *lines, b"\r\n", bytes(response.body)]))
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self.flow.resume_reading()  # what still comes is thrown away
+        self.loop.call_later(LINGER_SECONDS, self.transport.close)
+
+
+def bounded_http(limits: Limits, metrics: Metrics) -> type[BoundedHttp]:
+    """The protocol with these limits, as `uvicorn.Config(http=…)` takes it."""
+    return type("BoundedHttp", (BoundedHttp,), {"limits": limits, "metrics": metrics})
