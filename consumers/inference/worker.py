@@ -146,9 +146,9 @@ class Worker:
 
     def _late_copy_judged(self, work: Work, verdict: str) -> None:
         """`run`, `done` (it was said already), `expired` (the log forgot it) or `unjudged`."""
+        self._measures.count("late_copy", verdict)
         if verdict == "unjudged" or not self._owns(work):
             return
-        self._measures.count("late_copy", verdict)
         if verdict == "done":
             work.handle.complete()
         elif verdict == "expired":
