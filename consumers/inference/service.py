@@ -17,6 +17,7 @@ from consumers.inference.accounts import Accounts
 from consumers.inference.cancels import CancelTail
 from consumers.inference.engine.options import make_engine
 from consumers.inference.engine.ports import Engine, EngineDied, Report
+from consumers.inference.identity import client_id
 from consumers.inference.late_copies import LateCopies
 from consumers.inference.ledger_writer import LedgerWriter
 from consumers.inference.measures import Measures
@@ -62,7 +63,7 @@ class InferenceService:
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.failed.add_done_callback(lambda it: it.cancelled() or it.exception())
         self.worker_id = settings.worker_id or f"{socket.gethostname()}-{os.getpid()}"
-        self._log: Log = log or settings.cluster.open(self.worker_id)
+        self._log: Log = log or settings.cluster.open(client_id(self.worker_id, os.getpid()))
         self._engine = engine or make_engine(
             settings.engine, settings.model, settings.engine_option
         )

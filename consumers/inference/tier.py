@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 from consumers.inference.commits import Commits
 from consumers.inference.hosting import Host
+from consumers.inference.identity import request_group
 from consumers.inference.ownership import Owned, Ownership
 from consumers.inference.replies import ReplyWriter
 from schemas.codec import UndecodableRecord
@@ -49,7 +50,7 @@ class TierConsumer:
         incarnation, self.fence_tail, writer = ownership_parts
         self.tier = tier
         self.topic = request_topic(pool, tier)
-        self.group = f"inferlog.{self.topic}"
+        self.group = request_group(pool, tier)
         self.owned: dict[Partition, Owned] = {}
         self.member: Member | None = None
         self.room_made = asyncio.Event()
