@@ -58,7 +58,11 @@ class Overtaken(LogError):
 
 
 class Ownership:
-    """Acquires request partitions of one group. Holds no state of its own between calls."""
+    """Acquires request partitions of one group. Holds no state of its own between calls.
+
+    `incarnation` is replaced when what it ran has died with its engine: an acquisition that is under
+    way then is begun again under the new one.
+    """
 
     def __init__(
         self,
@@ -71,7 +75,7 @@ class Ownership:
     ) -> None:
         self._log = log
         self._group = group
-        self._incarnation = incarnation
+        self.incarnation = incarnation
         self._fence_tail = fence_tail
         self._writer = writer
         self._span_offsets = span_offsets
@@ -89,6 +93,7 @@ class Ownership:
     async def acquire(self, qs: frozenset[Partition]) -> dict[Partition, Owned]:
         """Runs steps 1 to 5. Raises LogError (try again) or UndecodableRecord (do not take it)."""
         names = tuple(sorted(map(str, qs)))
+        incarnation = self.incarnation
         await self._writer.reopen()
         await self._writer.settled(ACKS_SECONDS_MAX)  # step 1
         replies = await self._reply_partitions()
@@ -101,6 +106,8 @@ class Ownership:
             self._writer.acknowledged[index] = max(known, end)
         owned, marks = await self._positions(qs, epoch)  # step 4
         await self._fold(owned, marks, ends)  # step 5
+        if self.incarnation != incarnation:
+            raise Overtaken("the engine died meanwhile")
         _log.info("own %s under epoch %s", ", ".join(names), epoch)
         return owned
 
@@ -123,14 +130,14 @@ class Ownership:
         await self._fence_tail.caught_up()
         before = self._fence_tail.position
         await self._append_fence_record(
-            encode(Acquired(qs=names, incarnation=self._incarnation, ends=ends))
+            encode(Acquired(qs=names, incarnation=self.incarnation, ends=ends))
         )
         await self._fence_tail.caught_up()
         owners = {id(owner): owner for q in names if (owner := self._fence_tail.fences.owner(q))}
         if len(owners) != 1:
             raise Overtaken("another owner fenced some of the partitions meanwhile")
         (owner,) = owners.values()
-        if owner.incarnation != self._incarnation or owner.epoch < before or owner.qs != names:
+        if owner.incarnation != self.incarnation or owner.epoch < before or owner.qs != names:
             raise Overtaken("another owner fenced the partitions meanwhile")
         return owner.epoch
 

@@ -31,6 +31,7 @@ from core.work import (
     AbortOnEngine,
     Arrived,
     CancelRequested,
+    CapacityChanged,
     Command,
     CompleteOffset,
     Draining,
@@ -44,7 +45,7 @@ from core.work import (
     Tick,
     Work,
 )
-from schemas.replies import AnyTerminal, ErrorInfo, Finished, Released
+from schemas.replies import AnyTerminal, ErrorInfo, Released
 from schemas.requests import Tier
 from topics.ports import Record
 
@@ -130,7 +131,8 @@ class Worker:
             verdict = owned.verdict(work.key, record.offset, work.reply_partition, found.body)
             outcome = apply_verdict(work, verdict)
             if isinstance(outcome, Done):
-                self._said_already(work, outcome)
+                self._measures.count("suspect", "done")
+                self._accounts.said_already(work, outcome.terminal)
             elif outcome is not None:
                 self._fail(work, outcome)
             else:
@@ -157,19 +159,6 @@ class Worker:
     def _owns(self, work: Work) -> bool:
         tier = self.tiers[work.request.tier]
         return any(str(q) == work.q and it.epoch == work.epoch for q, it in tier.owned.items())
-
-    def _said_already(self, work: Work, done: Done) -> None:
-        """Its terminal is on the log: only the usage may be missing."""
-        self._measures.count("suspect", "done")
-        terminal = done.terminal
-        if terminal is None:
-            work.handle.complete()
-            return
-        work.counts = list(terminal.counts)
-        prompt, cached = 0, 0
-        if isinstance(terminal, Finished):
-            prompt, cached = terminal.usage.prompt_tokens, terminal.usage.cached_tokens
-        self._accounts.usage(work, terminal, prompt, cached, work.handle.complete)
 
     # --- the scheduler's world
 
@@ -264,6 +253,16 @@ class Worker:
         self._accounts.usage(work, event, prompt_tokens, cached_tokens, acknowledged)
 
     # --- failures and the end
+
+    def engine_lost(self) -> None:
+        """The engine died with all it ran: the log says from where each request goes on."""
+        self._do(CapacityChanged(0))
+        for tier in self.tiers.values():
+            tier.end_epochs("the engine died")
+
+    def engine_back(self) -> None:
+        """Another engine can run."""
+        self._do(CapacityChanged(self.engine.slots))
 
     def publish_failed(self) -> None:
         """A publish is in doubt: every epoch ends, memory is dropped, the log alone is trusted."""
