@@ -17,6 +17,7 @@ from consumers.inference.cancels import CancelTail
 from consumers.inference.engine.options import make_engine
 from consumers.inference.engine.ports import Engine, EngineDied, Report
 from consumers.inference.engine.replaced import ReplacedEngine
+from consumers.inference.failover import engine_lost, silenced
 from consumers.inference.identity import client_id
 from consumers.inference.late_copies import LateCopies
 from consumers.inference.ledger_writer import LedgerWriter
@@ -97,6 +98,7 @@ class InferenceService:
             Measures(self.metrics),
             limits,
         )
+        self._writer.silenced = lambda: silenced(worker.tiers.values())
         worker.reply_partitions = await self._log.partition_count(REPLIES)
         self._cancels = CancelTail(self._log, worker.on_cancel)
         self._watch(await self._cancels.start())
@@ -154,22 +156,15 @@ class InferenceService:
             self.worker.on_reports(reports)
 
     def _on_engine_lost(self, _: EngineDied) -> None:
-        """Fails over in place: nobody trusts memory, the log says from where each request goes on.
-
-        The incarnation ends with the engine: whoever counts the deaths of a request by the
-        incarnations that had started it counts this one.
-        """
         self.incarnation = _new_incarnation()
-        for tier in self._tiers:
-            tier.ownership.incarnation = self.incarnation
         if self.worker is not None:
-            self.worker.engine_lost()
+            engine_lost(self.worker, self.incarnation)
         self._announce_soon()
 
     def _on_engine_back(self) -> None:
         self.metrics.engine_restarts.inc()
         if self.worker is not None:
-            self.worker.engine_back()
+            self.worker.on_capacity(self._engine.slots)
         self._announce_soon()
 
     def _announce_soon(self) -> None:

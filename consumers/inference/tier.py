@@ -7,9 +7,10 @@ them over again when an epoch ended, `commit` follows with the lowest incomplete
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Iterable
 
-from consumers.inference.commits import Commits
+from consumers.inference.commits import SILENT_SHARE, Commits
 from consumers.inference.hosting import Host
 from consumers.inference.identity import request_group
 from consumers.inference.ownership import Owned, Ownership
@@ -99,7 +100,7 @@ class TierConsumer:
     async def _on_assigned(self, qs: frozenset[Partition]) -> None:
         self._host.count("rebalance")
         self.assigned = qs
-        self.accepted_s = asyncio.get_running_loop().time()
+        self.accepted_s = time.monotonic()
         lost = set(self.owned) - qs
         if lost:
             self._forget(lost)
@@ -114,6 +115,13 @@ class TierConsumer:
             self._owning = None
 
     # --- owning
+
+    def is_silent(self, now_s: float) -> bool:
+        """True if it owns, and the last accepted commit is too old: the group may have given up on us.
+
+        `now_s` by `time.monotonic`: an event loop may keep the time of before a process was stopped.
+        """
+        return bool(self.owned) and now_s - self.accepted_s > SILENT_SHARE * self._session_seconds
 
     def end_epochs(self, reason: str, qs: Iterable[Partition] | None = None) -> None:
         """Drops the memory of these (or all) partitions: only the log is trusted from now on."""

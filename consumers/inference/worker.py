@@ -170,6 +170,10 @@ class Worker:
         """A cancel from `control`."""
         self._do(CancelRequested(tenant, request_id))
 
+    def on_capacity(self, slots: int) -> None:
+        """The engine runs so many at once from now on; 0 while there is none."""
+        self._do(CapacityChanged(slots))
+
     async def tick(self) -> None:
         """Looks at the deadlines, for ever."""
         while True:
@@ -253,16 +257,6 @@ class Worker:
         self._accounts.usage(work, event, prompt_tokens, cached_tokens, acknowledged)
 
     # --- failures and the end
-
-    def engine_lost(self) -> None:
-        """The engine died with all it ran: the log says from where each request goes on."""
-        self._do(CapacityChanged(0))
-        for tier in self.tiers.values():
-            tier.end_epochs("the engine died")
-
-    def engine_back(self) -> None:
-        """Another engine can run."""
-        self._do(CapacityChanged(self.engine.slots))
 
     def publish_failed(self) -> None:
         """A publish is in doubt: every epoch ends, memory is dropped, the log alone is trusted."""
