@@ -30,7 +30,8 @@ class Owned:
     """A request partition that this worker owns under `epoch`.
 
     Offsets below `suspect_end` may have been spoken for by older owners: `folds` (one per reply
-    partition) say what is visible of them; `found` where their first events lie.
+    partition) say what is visible of them; `found` where their first events lie. Nothing may be said
+    on a reply partition from `reply_partitions` on: no fence of this epoch lies there.
     """
 
     q: Partition
@@ -39,6 +40,7 @@ class Owned:
     suspect_end: int = 0
     folds: Mapping[int, Fold] = field(default_factory=dict)
     found: dict[int, tuple[int, int]] = field(default_factory=dict)
+    reply_partitions: int = 0
 
     def verdict(self, key: Key, offset: int, reply_partition: int, body: Body) -> Verdict:
         """What to do with the suspect at `offset`."""
@@ -105,6 +107,8 @@ class Ownership:
             known = self._writer.acknowledged.get(index, 0)
             self._writer.acknowledged[index] = max(known, end)
         owned, marks = await self._positions(qs, epoch)  # step 4
+        for it in owned.values():
+            it.reply_partitions = len(ends)
         await self._fold(owned, marks, ends)  # step 5
         if self.incarnation != incarnation:
             raise Overtaken("the engine died meanwhile")
@@ -112,7 +116,9 @@ class Ownership:
         return owned
 
     async def _reply_partitions(self) -> list[Partition]:
-        return [Partition(REPLIES, i) for i in range(await self._log.partition_count(REPLIES))]
+        # asked anew: what an A does not list it says nothing about
+        count = await self._log.partition_count(REPLIES, fresh=True)
+        return [Partition(REPLIES, i) for i in range(count)]
 
     async def _ends(self, replies: list[Partition]) -> tuple[int, ...]:
         ends = await self._log.end_offsets(replies)

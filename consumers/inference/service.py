@@ -18,18 +18,19 @@ from consumers.inference.engine.options import make_engine
 from consumers.inference.engine.ports import Engine, EngineDied, Report
 from consumers.inference.engine.replaced import ReplacedEngine
 from consumers.inference.failover import engine_lost, silenced
+from consumers.inference.growth import ReplyGrowth
 from consumers.inference.identity import client_id
 from consumers.inference.late_copies import LateCopies
 from consumers.inference.ledger_writer import LedgerWriter
 from consumers.inference.measures import Measures
 from consumers.inference.replies import ReplyWriter
 from consumers.inference.settings import WorkerSettings
+from consumers.inference.standing import Standing
 from consumers.inference.tier import TierConsumer
 from consumers.inference.worker import Worker
 from core.errors import InferlogError
 from runtime.clock import BrokerClock
 from runtime.metrics import Metrics
-from topics.catalogue import REPLIES
 from topics.fence_tail import FenceTail
 from topics.ports import Log, LogError
 
@@ -99,7 +100,7 @@ class InferenceService:
             limits,
         )
         self._writer.silenced = lambda: silenced(worker.tiers.values())
-        worker.reply_partitions = await self._log.partition_count(REPLIES)
+        worker.growth = self._growth = ReplyGrowth(self._log, self._tiers)
         self._cancels = CancelTail(self._log, worker.on_cancel)
         self._watch(await self._cancels.start())
         worker.cover = self._cancels.cover
@@ -132,6 +133,9 @@ class InferenceService:
         for consumer in self._tiers:
             for task in await consumer.start():
                 self._watch(task)
+        owning = [consumer.owned for consumer in self._tiers]
+        standing = Standing(self._fence_tail, self._ledger, owning, limits.reply_retention_seconds)
+        self._watch(asyncio.create_task(standing.repeat(), name="still"))
 
     def owns_all(self) -> bool:
         """True when every tier owns what it was assigned and an engine runs: requests start at once."""
@@ -205,6 +209,7 @@ class InferenceService:
         await self._engine.stop()
         if self.worker is not None:
             await self._late_copies.close()
+            await self._growth.close()
             await self._cancels.close()
             await self._writer.close()
             await self._ledger.close()

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from consumers.inference.accounts import Accounts
 from consumers.inference.engine.ports import Engine
+from consumers.inference.growth import ReplyGrowth
 from consumers.inference.intake import (
     Parked,
     Place,
@@ -24,6 +25,7 @@ from consumers.inference.parking import after, park
 from consumers.inference.replies import ReplyWriter, Speech
 from consumers.inference.tier import TierConsumer
 from core.limits import Limits
+from core.offsets import Handle
 from core.recovery import Done
 from core.runs import Report, Run
 from core.scheduler import Scheduler
@@ -73,9 +75,9 @@ class Worker:
             run_seconds=limits.reply_retention_seconds / 2,
         )
         self.tiers: dict[Tier, TierConsumer] = {}
-        self.reply_partitions = 0
         self.tokens_out = 0
         self.cover: Callable[[int], Awaitable[None]] | None = None
+        self.growth: ReplyGrowth | None = None
         self._writer = writer
         self._accounts = accounts
         self._late_copies = late_copies
@@ -113,7 +115,7 @@ class Worker:
     def pick_up(self, owned: Owned, record: Record) -> None:
         """Tracks the record and finds out what it is."""
         handle = owned.tracker.track(record.offset)
-        found = read_request(record, self.reply_partitions, self._limits)
+        found = read_request(record, owned.reply_partitions, self._limits)
         place = Place(
             str(owned.q),
             record.offset,
@@ -123,8 +125,12 @@ class Worker:
             self._accounts.age_seconds(record.time_ms),
         )
         if isinstance(found, Parked):
-            self._measures.count("dead_letter", found.reason)
-            park(record, found, place, handle.complete, self._writer, self._accounts)
+            if found.beyond is not None and self.growth is not None:
+                self.growth.ask(
+                    owned, found.beyond, lambda: self._park(record, found, place, handle)
+                )
+            else:
+                self._park(record, found, place, handle)
             return
         work = make_work(found, place, handle, self._limits)
         if record.offset < owned.suspect_end:
@@ -143,6 +149,10 @@ class Worker:
             self._late_copies.ask(work, self._late_copy_judged)
         else:
             self._do(Arrived(work))
+
+    def _park(self, record: Record, found: Parked, place: Place, handle: Handle) -> None:
+        self._measures.count("dead_letter", found.reason)
+        park(record, found, place, handle.complete, self._writer, self._accounts)
 
     def _late_copy_judged(self, work: Work, verdict: str) -> None:
         """`run`, `done` (it was said already) or `expired` (the log no longer knows)."""

@@ -13,7 +13,7 @@ import pytest_asyncio
 
 from consumers.inference.service import InferenceService
 from consumers.inference.settings import WorkerSettings
-from core.stream import is_terminal
+from core.stream import Visible, is_terminal
 from producer_api.submission import Draft
 from schemas.replies import Finished, Started, Tokens
 from schemas.requests import COMPLETIONS, Body
@@ -67,10 +67,9 @@ async def test_the_answer_goes_on_after_the_death_of_the_engine_core(
                 temperature=0.0,
                 logit_bias={"2": -100.0},
             ),
-            deadlines=Draft.__dataclass_fields__["deadlines"].default_factory(),
         )
         submission = await stack.api.submit(draft)
-        found = []
+        found: list[Visible] = []
         while sum(len(it.token_ids) for it in found if isinstance(it, Tokens)) < 10:
             found += await submission.stream.next(30.0)
         os.kill(engine_core().pid, signal.SIGKILL)
@@ -87,7 +86,7 @@ async def test_the_answer_goes_on_after_the_death_of_the_engine_core(
     seqs = [it.seq for it in found if isinstance(it, Tokens)]
     lengths = [len(it.token_ids) for it in found if isinstance(it, Tokens)]
     assert seqs == [sum(lengths[:index]) for index in range(len(lengths))]
-    starts = [it for it in found if isinstance(it, Started)]
+    starts = [it for it in stack.events() if isinstance(it, Started)]
     assert len(starts) == 2
     assert sum(starts[1].counts) >= 10
     assert worker.metrics.engine_restarts._value.get() == 1
