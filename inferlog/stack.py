@@ -19,7 +19,7 @@ from inferlog.local_ports import free_from, require_free
 from inferlog.problems import CommandFailed
 from inferlog.settings import UpCommand
 from inferlog.supervisor import Child, ChildSpec, Report, Supervisor
-from inferlog.topics import create_topics, topic_differences, topic_settings
+from inferlog.topics import create_topics, grow_topics, topic_differences, topic_settings
 from producer_api.settings import ApiSettings
 from runtime.settings import PREFIX, to_environ
 from schemas.requests import TIERS
@@ -139,6 +139,8 @@ class Stack:
             created = await create_topics(log, it.pool, settings)
             if created:
                 self._report(f"created {len(created)} topics")
+            if grown := await grow_topics(log, it.pool, settings):
+                self._report(f"added partitions to {', '.join(grown)}")
             for line in await topic_differences(log, it.pool, settings):
                 self._report(f"warning: {line}")
         finally:

@@ -10,11 +10,10 @@ from collections.abc import Callable, Sequence
 
 from consumers.inference.ownership import Owned
 from consumers.inference.tier import TierConsumer
-from topics.catalogue import REPLIES
 from topics.ports import Log, LogError
+from topics.reply_size import ReplySize
 
-ASKED_AGAIN_SECONDS = 1.0
-"""A made-up id must not cost a question each."""
+RETRY_SECONDS = 0.5
 DENIALS = 2
 """A broker may learn of new partitions a moment after the one that an API replica asked."""
 
@@ -29,11 +28,8 @@ class ReplyGrowth:
     """
 
     def __init__(self, log: Log, tiers: Sequence[TierConsumer]) -> None:
-        self._log = log
+        self._size = ReplySize(log)
         self._tiers = tiers
-        self._asking = asyncio.Lock()
-        self._count = 0
-        self._asked_s = float("-inf")
         self._tasks: set[asyncio.Task[None]] = set()
 
     def ask(self, owned: Owned, partition: int, made_up: Callable[[], None]) -> None:
@@ -50,10 +46,10 @@ class ReplyGrowth:
         denied = 0
         while self._is_owned(owned):
             try:
-                count = await self._size()
+                count = await self._size.now()
             except LogError as error:
                 _log.warning("replies: its size could not be asked: %s", error)
-                await asyncio.sleep(ASKED_AGAIN_SECONDS)
+                await asyncio.sleep(RETRY_SECONDS)
                 continue
             if not self._is_owned(owned):
                 return
@@ -64,17 +60,6 @@ class ReplyGrowth:
             if denied >= DENIALS:
                 made_up()
                 return
-
-    async def _size(self) -> int:
-        """As the log says in an answer to a question begun after this call, one a second."""
-        loop = asyncio.get_running_loop()
-        called_s = loop.time()
-        async with self._asking:
-            if self._asked_s <= called_s:
-                await asyncio.sleep(max(0.0, self._asked_s + ASKED_AGAIN_SECONDS - loop.time()))
-                self._asked_s = loop.time()
-                self._count = await self._log.partition_count(REPLIES, fresh=True)
-            return self._count
 
     def _is_owned(self, owned: Owned) -> bool:
         return any(tier.owned.get(owned.q) is owned for tier in self._tiers)
