@@ -74,6 +74,8 @@ class Pipeline:
         self._fence_tail = await FenceTail.open(
             self._log, retention_ms=int(3000 * self.limits.reply_retention_seconds)
         )
+        # a restart is the one way to trust no epoch and no floor of before
+        self._watch(asyncio.create_task(self._fence_tail.until_lost(), name="fences"))
         count = await self._log.partition_count(REPLIES)
         home = home_partitions(count, *self._replica)
         self._router = ReplyRouter(self._log, self._fence_tail, self.metrics, home)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from consumers.inference.replies import ReplyWriter
 from core.offsets import CommitPoint, OffsetTracker, decode_positions, encode_positions
 from core.recovery import Fold, RunFresh, Verdict
-from core.stream import Key
+from core.stream import Key, Reader
 from schemas.codec import encode
 from schemas.fences import Acquired, Fenced
 from schemas.requests import Body
@@ -31,7 +31,8 @@ class Owned:
 
     Offsets below `suspect_end` may have been spoken for by older owners: `folds` (one per reply
     partition) say what is visible of them; `found` where their first events lie. Nothing may be said
-    on a reply partition from `reply_partitions` on: no fence of this epoch lies there.
+    on a reply partition from `reply_partitions` on: no fence of this epoch lies there. `moved`: the
+    committed offset was not on the log.
     """
 
     q: Partition
@@ -41,6 +42,7 @@ class Owned:
     folds: Mapping[int, Fold] = field(default_factory=dict)
     found: dict[int, tuple[int, int]] = field(default_factory=dict)
     reply_partitions: int = 0
+    moved: bool = False
 
     def verdict(self, key: Key, offset: int, reply_partition: int, body: Body) -> Verdict:
         """What to do with the suspect at `offset`."""
@@ -99,6 +101,7 @@ class Ownership:
         await self._writer.reopen()
         await self._writer.settled(ACKS_SECONDS_MAX)  # step 1
         replies = await self._reply_partitions()
+        had_owner = {it for it in qs if self._fence_tail.fences.highest(str(it)) >= 0}
         epoch = await self._announce(names, await self._ends(replies))  # step 2
         await self._writer.fence(len(replies), epoch, names)  # step 3
         ends = await self._ends(replies)
@@ -110,6 +113,8 @@ class Ownership:
         for it in owned.values():
             it.reply_partitions = len(ends)
         await self._fold(owned, marks, ends)  # step 5
+        if strangers := {q for q in qs if q not in had_owner and marks[q] is not None}:
+            await self._check_all(strangers, epoch, ends)
         if self.incarnation != incarnation:
             raise Overtaken("the engine died meanwhile")
         _log.info("own %s under epoch %s", ", ".join(names), epoch)
@@ -165,7 +170,8 @@ class Ownership:
                 if offset != at.offset:
                     _log.critical("%s: committed %s is off the log, from %s", q, at.offset, offset)
             suspect_end = min(ends[q], offset + self._span_offsets)
-            owned[q] = Owned(q, epoch, OffsetTracker(offset), suspect_end)
+            moved = at is not None and offset != at.offset
+            owned[q] = Owned(q, epoch, OffsetTracker(offset), suspect_end, moved=moved)
         return owned, marks
 
     async def _fold(
@@ -190,6 +196,7 @@ class Ownership:
             fold = folds[index] = Fold(index, begin.reader, names, begin.truncated)
             async for record, reply in scan(self._log, index, begin.position, end):
                 fold.feed(record.offset, reply)
+            await self._check(begin.reader, {q: it.epoch for q, it in suspects.items()})
         by_name = {str(q): it for q, it in suspects.items()}
         for it in by_name.values():
             it.folds = folds
@@ -198,6 +205,32 @@ class Ownership:
                 it = by_name[name]
                 if it.tracker.next <= offset < it.suspect_end:
                     it.found[offset] = (index, position)
+
+    async def _check_all(self, qs: set[Partition], epoch: int, ends: tuple[int, ...]) -> None:
+        """Of these somebody committed, but `fences` knew no owner: it forgot them, or was recreated.
+
+        Then older owners' epochs may be higher than ours, and all that we say would be dropped.
+        """
+        _log.warning("no owner of %s was known: looking for their fences", sorted(map(str, qs)))
+        for index, end in enumerate(ends):
+            begin = await late_reader(self._log, self._fence_tail, index, 0, lambda _: False)
+            async for _, reply in scan(self._log, index, begin.position, end):
+                begin.reader.feed(reply)
+            await self._check(begin.reader, dict.fromkeys(qs, epoch))
+
+    async def _check(self, reader: Reader, epochs: Mapping[Partition, int]) -> None:
+        """No epoch above ours may have been met, unless its owner is known."""
+        for q, epoch in epochs.items():
+            floor = reader.floors.get(str(q), -1)
+            if floor <= epoch:
+                continue
+            await self._fence_tail.caught_up()
+            if self._fence_tail.fences.highest(str(q)) < floor:
+                await self._fence_tail.lost(
+                    f"{q} has epoch {floor} on replies, and ours is {epoch}"
+                )
+                await self._fence_tail.caught_up()
+            raise Overtaken("another owner fenced some of the partitions meanwhile")
 
 
 async def unchanged_commit(

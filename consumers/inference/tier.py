@@ -190,6 +190,8 @@ class TierConsumer:
             if owned.tracker.next < owned.suspect_end:
                 await self._host.cover_cancels(await self._append_time_ms(q, owned) - self._skew_ms)
         for q, owned in acquired.items():
+            if owned.moved:
+                self._host.count("committed_off_log")
             self.owned[q] = owned
             self._wanted.discard(q)
             self._begin_reading(q)
