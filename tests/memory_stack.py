@@ -1,4 +1,4 @@
-"""A worker and an API's pipeline on the log in this process, and what a test asks of them."""
+"""Workers and an API's pipeline in this process, on the log in memory unless another is given."""
 
 import asyncio
 import hashlib
@@ -33,14 +33,17 @@ def scripted_answer(prompt: str, count: int) -> str:
 class MemoryStack:
     """`start`, then `ask` and `read`; `worker` adds workers. Everything is ended by `stop`."""
 
-    def __init__(self, log: Log | None = None, limits: Limits = DEFAULT_LIMITS) -> None:
+    def __init__(
+        self, log: Log | None = None, limits: Limits = DEFAULT_LIMITS, pool: str = POOL
+    ) -> None:
         self.log = log or MemoryLog()
+        self.pool = pool
         self.limits = limits
         self.workers: list[InferenceService] = []
         self.api = Pipeline(self.log, limits, Metrics())
 
     async def start(self, settings: TopicSettings | None = None) -> "MemoryStack":
-        await self.log.create(catalogue(POOL, settings or TopicSettings()))
+        await self.log.create(catalogue(self.pool, settings or TopicSettings()))
         return self
 
     async def worker(
@@ -53,7 +56,7 @@ class MemoryStack:
         **more: Any,
     ) -> InferenceService:
         settings = WorkerSettings(
-            pool=POOL,
+            pool=self.pool,
             engine="scripted",
             engine_option=options,
             worker_id=name,
@@ -75,7 +78,12 @@ class MemoryStack:
         await self.api.start()
 
     async def ask(
-        self, prompt: str, max_tokens: int = 16, *, start_seconds: float | None = None
+        self,
+        prompt: str,
+        max_tokens: int = 16,
+        *,
+        tenant: str = "one",
+        start_seconds: float | None = None,
     ) -> str:
         """Submits and returns the request id."""
         deadlines = Deadlines(
@@ -84,7 +92,7 @@ class MemoryStack:
             total_seconds=self.limits.total_seconds,
         )
         draft = Draft(
-            tenant="one",
+            tenant=tenant,
             tier="standard",
             model="scripted",
             endpoint=CHAT,
