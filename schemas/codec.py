@@ -11,7 +11,7 @@ import msgspec
 from schemas.fences import FenceRecord
 from schemas.operations import Claim, Control, DeadLetter, Usage, WorkerState
 from schemas.replies import ReplyRecord
-from schemas.requests import Request
+from schemas.requests import Request, RequestInfo
 
 RECORD_BYTES_MAX = 2 * 1024 * 1024
 
@@ -45,6 +45,7 @@ def _decoder(kind: Any) -> Callable[[bytes | None], Any]:
 
 
 decode_request: Callable[[bytes | None], Request] = _decoder(Request)
+decode_info: Callable[[bytes | None], RequestInfo] = _decoder(RequestInfo)
 decode_reply: Callable[[bytes | None], ReplyRecord] = _decoder(ReplyRecord)
 decode_fence: Callable[[bytes | None], FenceRecord] = _decoder(FenceRecord)
 decode_claim: Callable[[bytes | None], Claim] = _decoder(Claim)

@@ -6,6 +6,9 @@ from core.work import Work
 from runtime.metrics import Metrics
 from schemas.replies import AnyEvent, AnyTerminal, Cancelled, Expired, Finished, Tokens
 
+DEATHS_TOLD_MAX = 9
+"""A label has few values, whatever `starts_max` is set to."""
+
 
 class Measures:
     """Turns what happens into metrics; `age_seconds` of a record comes from the broker's clock."""
@@ -38,8 +41,15 @@ class Measures:
         """A request met at a takeover that goes on or runs anew."""
         self._metrics.suspects.labels("resume" if work.resume else "run").inc()
 
-    def started(self, work: Work) -> None:
+    def deaths(self, work: Work) -> None:
+        """A suspect whose latest start the log counts as a death."""
+        if work.starts:
+            self._metrics.suspects_died.labels(str(min(work.starts, DEATHS_TOLD_MAX))).inc()
+
+    def started(self, work: Work, *, alone: bool = False) -> None:
         """A request enters the engine."""
+        if alone:
+            self._metrics.run_alone.inc()
         if work.started_s is not None:
             wait_s = max(0.0, work.started_s - work.arrived_s)
             self._metrics.queue_wait.labels(work.request.tier).observe(wait_s)

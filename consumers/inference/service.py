@@ -145,6 +145,8 @@ class InferenceService:
 
     def _on_engine_death(self, error: EngineDied) -> None:
         _log.critical("the engine died: %s", error)
+        if self.worker is not None:
+            self.worker.engine_died()
         if not self.failed.done():
             self.failed.set_exception(error)
 
