@@ -107,8 +107,6 @@ class Life:
 def _died(start: SeenStart, following: SeenStart | None, owners: Owners) -> bool:
     if start.released:
         return False
-    if following is not None and following.epoch == start.epoch:
-        return True  # an owner starts again under one epoch only after its engine's death
     if not owners.lived_on(start.said.q, start.epoch):
         return True
     if following is None:
