@@ -77,11 +77,6 @@ class FenceLog:
         """The ownership with the highest epoch of `q`."""
         return self._highest.get(q)
 
-    def incarnation(self, epoch: int) -> str | None:
-        """Who owned under this epoch; None if it is not known (any more)."""
-        owner = self._by_epoch.get(epoch)
-        return owner.incarnation if owner else None
-
     def lived_on(self, q: str, epoch: int) -> bool:
         """True if the owner of `q` under `epoch` took partitions over after that epoch had ended.
 
@@ -94,11 +89,13 @@ class FenceLog:
         return known
 
     def _find_later(self, q: str, epoch: int) -> bool:
-        incarnation = self.incarnation(epoch)
-        later = [owner for owner in self._by_epoch.values() if owner.epoch > epoch]
-        ended = min((owner.epoch for owner in later if q in owner.qs), default=None)
+        owner_then = self._by_epoch.get(epoch)
+        if owner_then is None:
+            return False
+        later = [it for it in self._by_epoch.values() if it.epoch > epoch]
+        ended = min((it.epoch for it in later if q in it.qs), default=None)
         return ended is not None and any(
-            owner.epoch >= ended and owner.incarnation == incarnation for owner in later
+            it.epoch >= ended and it.incarnation == owner_then.incarnation for it in later
         )
 
     def late_start(self, partition: int, position: int) -> tuple[dict[str, int], int]:

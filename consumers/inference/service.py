@@ -146,7 +146,7 @@ class InferenceService:
     def _on_engine_death(self, error: EngineDied) -> None:
         _log.critical("the engine died: %s", error)
         if self.worker is not None:
-            self.worker.engine_died()
+            self.worker.on_capacity(0)  # what ran is dead, and not handed over
         if not self.failed.done():
             self.failed.set_exception(error)
 

@@ -20,7 +20,6 @@ from consumers.inference.intake import (
 from consumers.inference.measures import Measures
 from consumers.inference.ownership import Owned
 from core.limits import Limits
-from core.poison import EngineDeaths
 from core.recovery import Done, unfaithful
 from core.runs import Run
 from core.work import Work
@@ -59,7 +58,6 @@ class Suspects:
     """Judges suspects, reads their bodies, and parks the poison among them."""
 
     def __init__(self, host: Host, accounts: Accounts, measures: Measures, limits: Limits) -> None:
-        self.engine_deaths = EngineDeaths()
         self._host = host
         self._accounts = accounts
         self._measures = measures
@@ -74,7 +72,6 @@ class Suspects:
         """Completes, ends, parks or runs it, as the log says."""
         verdict = owned.verdict(work.key, work.offset, work.reply_partition, work.request.body)
         outcome = apply_verdict(work, verdict)
-        work.starts += self.engine_deaths.of((work.q, work.offset))
         self._measures.deaths(work)
         if isinstance(outcome, Done):
             self._said_already(work, outcome)

@@ -24,6 +24,7 @@ from core.work import (
     AbortOnEngine,
     Arrived,
     CancelRequested,
+    CapacityChanged,
     Command,
     CompleteOffset,
     Draining,
@@ -67,7 +68,6 @@ class Worker:
             alone_hold_seconds=limits.alone_hold_seconds,
         )
         self.suspects = Suspects(self, accounts, measures, limits)
-        self.engine_lost = False
         self.tiers: dict[Tier, TierConsumer] = {}
         self.reply_partitions = 0
         self.tokens_out = 0
@@ -104,9 +104,8 @@ class Worker:
 
     def drop(self, qs: frozenset[str]) -> None:
         """Forgets all work of these request partitions."""
-        if not self.engine_lost:
-            for work in [work for work in self.scheduler.works() if work.q in qs]:
-                self._release(work)  # else their next owner might count us as dead
+        for work in [work for work in self.scheduler.works() if work.q in qs]:
+            self._release(work)  # else their next owner might count us as dead
         self._do(Dropped(qs))
         for work in [work for work in self._speeches if work.q in qs]:
             del self._speeches[work]
@@ -173,6 +172,10 @@ class Worker:
         """A cancel from `control`."""
         self._do(CancelRequested(tenant, request_id))
 
+    def on_capacity(self, slots: int) -> None:
+        """The engine runs so many at once from now on; 0 while there is none."""
+        self._do(CapacityChanged(slots))
+
     async def tick(self) -> None:
         """Looks at the deadlines, for ever."""
         while True:
@@ -227,7 +230,6 @@ class Worker:
             work.handle.spoken_at = (partition, self._writer.acknowledged.get(partition, 0))
         speech = self._speech(work)
         self._measures.started(work, alone=self.scheduler.alone)
-        self.suspects.engine_deaths.forget((work.q, work.offset))
         self._writer.say(partition, speech, command.started)
         if awaited:
             # so that each start of what may be poison is counted, even if it kills us
@@ -272,21 +274,16 @@ class Worker:
             tier.stop_reading()
         self._do(Draining())
         deadline_s = self._loop.time() + timeout_seconds
-        while self.scheduler.running and not self.engine_lost and self._loop.time() < deadline_s:
+        while self.scheduler.running and self.scheduler.slots and self._loop.time() < deadline_s:
             await asyncio.sleep(0.02)
-        if self.engine_lost:
-            return  # what ran died with it: whoever takes it over must count that
         for work in list(self.scheduler.works()):
             self.engine.abort(work.run_id)
             self._release(work)
 
     def _release(self, work: Work) -> None:
-        """Says of a running work that it ends here and did not die."""
-        if work.phase is Phase.RUNNING:
-            self._writer.say(work.reply_partition, self._speech(work), work.released())
+        """Says of a running work that it ends here and did not die.
 
-    def engine_died(self) -> None:
-        """What ran died with its engine: remembered here if this worker goes on with a new one."""
-        self.engine_lost = True
-        running = [work for work in self.scheduler.works() if work.phase is Phase.RUNNING]
-        self.suspects.engine_deaths.note(running)
+        Without an engine it did: whoever takes it over must count that.
+        """
+        if work.phase is Phase.RUNNING and self.scheduler.slots:
+            self._writer.say(work.reply_partition, self._speech(work), work.released())

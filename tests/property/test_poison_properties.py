@@ -52,7 +52,6 @@ class World:
         self._lives = [0] * WORKERS
         self._offset = 0
         self._tokens = 0
-        self._engine_dead_at: set[int] = set()
 
     def incarnation(self, worker: int) -> str:
         return f"{worker}.{self._lives[worker]}"
@@ -71,7 +70,7 @@ class World:
     def take(self, step: Step) -> None:
         epoch = self.acquire(step.worker, Q)
         # the owner counts from the log, as the next one will
-        starts = folded(self) + (step.worker in self._engine_dead_at)
+        starts = folded(self)
         self._say(
             Started(
                 **self._who(epoch),
@@ -81,7 +80,6 @@ class World:
                 worker=str(step.worker),
             )
         )
-        self._engine_dead_at.discard(step.worker)
         if step.elsewhere:
             self.acquire(step.worker, OTHER)
         for _ in range(step.tokens):
@@ -98,10 +96,10 @@ class World:
             self.deaths += 1
             self._lives[step.worker] += 1
         elif step.end == "engine":
-            # the worker fences again at once, starts the request again, and hands it over
+            # the worker goes on as a new incarnation, and is heard of again
             self.deaths += 1
-            self._engine_dead_at.add(step.worker)
-            self.take(Step(step.worker, 0, "releases", elsewhere=False))
+            self._lives[step.worker] += 1
+            self.acquire(step.worker, OTHER)
         else:
             self.acquire((step.worker + 1) % WORKERS, Q)
             self.acquire(step.worker, OTHER)  # heard of again, once its epoch had ended

@@ -1,21 +1,15 @@
 """How often a request died, as histories on the log tell it."""
 
-from collections.abc import Callable
 from typing import Any
 
-import pytest
-
 from core.epochs import FenceLog
-from core.offsets import Handle
-from core.poison import ENGINE_DEATHS_MAX, HISTORY_MAX, EngineDeaths, Life, deaths_if_it_died
+from core.poison import HISTORY_MAX, Life
 from core.recovery import Fold, RunFresh
-from core.runs import Logged
 from core.stream import Reader
-from core.work import Work
 from schemas.fences import Acquired
 from schemas.operations import Start
 from schemas.replies import AnyEvent, Events, Fence, Released, Started, Tokens
-from schemas.requests import COMPLETIONS, Body, Request, RequestInfo
+from schemas.requests import COMPLETIONS, Body, RequestInfo
 
 Q, OTHER = "requests.default.premium/0", "requests.default.free/0"
 KEY = ("acme", "r1")
@@ -109,23 +103,13 @@ def test_an_owner_that_is_not_known_any_more_is_not_excused() -> None:
     assert deaths(owners((2, "b", Q)), started(1)) == 1
 
 
-def test_a_start_again_under_one_epoch_tells_of_an_engines_death() -> None:
-    lives = owners((1, "a", Q), (2, "a", Q))
-    assert deaths(lives, started(1), started(1, 2)) == 1
-    assert deaths(lives, started(1), started(1, 2), started(1, 3), released(1)) == 2
-    assert deaths(lives, started(1), token(1, 0), started(1, 2, 1)) == 1
-
-
 def test_a_start_that_is_stored_twice_is_one() -> None:
     assert deaths(STRANGERS, started(1), started(1)) == 1
 
 
-def test_an_owner_that_lives_on_says_itself_that_its_engine_died() -> None:
-    lives = owners((1, "a", Q), (2, "a", Q), (3, "a", Q))
-    assert deaths(lives, started(1), started(2, 2)) == 1
-    assert deaths(lives, started(1), started(2, 1)) == 0
-    assert deaths(lives, started(1), token(1, 0), started(2, 2, 1)) == 1
-    assert deaths(lives, started(1), token(1, 0), started(2, 1, 1)) == 0
+def test_a_worker_whose_engine_died_goes_on_as_another_incarnation_and_counts() -> None:
+    lives = owners((1, "a", Q), (2, "a'", Q), (3, "a''", Q))
+    assert deaths(lives, started(1), started(2, 2)) == 2
 
 
 def test_another_owner_took_one_for_dead_that_was_only_late() -> None:
@@ -146,46 +130,6 @@ def test_the_history_is_bounded_and_told_by_rising_epoch() -> None:
     assert len(history) == HISTORY_MAX
     assert history[-1] == Start(epoch=HISTORY_MAX + 5, starts=2, worker="w")
     assert [it.epoch for it in history] == sorted(it.epoch for it in history)
-
-
-def work(offset: int = 0, **more: Any) -> Work:
-    request = Request(
-        id="r1", tenant="acme", tier="premium", model="m", endpoint=COMPLETIONS, body=Body()
-    )
-    return Work(
-        request=request,
-        q=Q,
-        offset=offset,
-        epoch=1,
-        reply_partition=0,
-        handle=Handle(offset),
-        append_ms=0,
-        arrived_s=0,
-        start_by_s=1,
-        end_by_s=1,
-        **more,
-    )
-
-
-@pytest.mark.parametrize(
-    ("make", "count"),
-    [
-        (lambda: work(starts=1, counts=[0]), 2),
-        (lambda: work(starts=1, counts=[2], resume=(Logged((1, 2), "ab"),)), 2),
-        (lambda: work(starts=1, counts=[3], resume=(Logged((1, 2), "ab"),)), 1),
-    ],
-)
-def test_a_running_work_whose_engine_dies(make: Callable[[], Work], count: int) -> None:
-    assert deaths_if_it_died(make()) == count
-
-
-def test_engine_deaths_are_remembered_until_the_next_start_within_bounds() -> None:
-    memory = EngineDeaths()
-    memory.note([work(offset) for offset in range(ENGINE_DEATHS_MAX + 1)])
-    assert [memory.of((Q, offset)) for offset in (0, 1, ENGINE_DEATHS_MAX)] == [0, 1, 1]
-    memory.forget((Q, 1))
-    memory.forget((Q, 1))
-    assert memory.of((Q, 1)) == 0
 
 
 def test_a_fold_without_fences_takes_nobody_for_alive() -> None:
