@@ -20,14 +20,19 @@ pytestmark = [pytest.mark.kafka, pytest.mark.timeout(240)]
 
 KILLS = "POISON-KILLS-THE-PROCESS"
 CRASHES = "POISON-CRASHES-THE-ENGINE"
-INNOCENTS = 24
+INNOCENTS = 63
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def up(
     kafka_libs: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[RunningUp]:
-    options = ("tokens_per_second=20", f"fail=kill_on:{KILLS}", f"fail=die_on:{CRASHES}")
+    options = (
+        "tokens_per_second=20",
+        "ttft_ms=200",
+        f"fail=kill_on:{KILLS}",
+        f"fail=die_on:{CRASHES}",
+    )
     words = [word for option in options for word in ("--engine-option", option)]
     more = ("--workers", "2", "--session-timeout-seconds", "2", "--limit-alone-hold-seconds", "2")
     async with RunningUp(tmp_path_factory.mktemp("poison"), *more, *words) as running:
@@ -69,9 +74,16 @@ async def all_committed(log: KafkaLog) -> bool:
     return all(ends[it] == (committed[it].offset if it in committed else 0) for it in here)
 
 
-@pytest.mark.parametrize("marker", [KILLS, CRASHES])
+@pytest.mark.parametrize(
+    ("marker", "behind_seconds"),
+    [
+        (KILLS, 0.6),  # the innocent have tokens already
+        (KILLS, 0.0),  # they have none: all that run beside it are suspects like itself
+        (CRASHES, 0.0),
+    ],
+)
 async def test_poison_is_parked_the_innocent_answered_and_the_partition_moves_on(
-    up: RunningUp, marker: str
+    up: RunningUp, marker: str, behind_seconds: float
 ) -> None:
     log = KafkaLog(up.state.bootstrap)
     try:
@@ -80,9 +92,11 @@ async def test_poison_is_parked_the_innocent_answered_and_the_partition_moves_on
         async with httpx.AsyncClient(
             base_url=up.state.url, headers=up.headers(), timeout=150, limits=limits
         ) as client:
-            prompts = [f"innocent {marker[-6:]} {number}" for number in range(INNOCENTS)]
+            prompts = [
+                f"innocent {marker[-6:]} {behind_seconds} {number}" for number in range(INNOCENTS)
+            ]
             running = [asyncio.create_task(ask(client, it, 30)) for it in prompts]
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(behind_seconds)
             poison = await ask(client, f"please run {marker}", 5)
             answers = await asyncio.gather(*running)
             after = await ask(client, "is anybody there", 3)
