@@ -5,9 +5,10 @@ partition at the time of the fence. Later ones nobody can have spoken for.
 """
 
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
-from core.runs import Logged
+from core.runs import Feature, Logged
 from core.stream import Key, Origin, Reader, Visible
 from schemas.replies import (
     Accepted,
@@ -78,15 +79,16 @@ class Interrupt:
 Verdict = Done | RunFresh | Resume | Interrupt
 
 
-def unfaithful(body: Body) -> str | None:
-    """Why a run that was cut off in the middle cannot be continued; None if it can.
+def unfaithful(body: Body, resumes: AbstractSet[Feature]) -> Feature | None:
+    """What of a run that was cut off in the middle cannot be continued; None if all of it can.
 
-    Penalties count the earlier output, which an engine that is given it as prompt no longer knows
-    as output; guided decoding would have to start from the middle of its grammar.
+    `resumes`: what the engine continues faithfully. It is given the earlier output as a part of its
+    prompt, so it must be made to count it as output (penalties), and to take it as the beginning of
+    the grammar (guided decoding).
     """
-    if body.response_format is not None:
+    if body.response_format is not None and "response_format" not in resumes:
         return "response_format"
-    if body.presence_penalty or body.frequency_penalty:
+    if (body.presence_penalty or body.frequency_penalty) and "penalties" not in resumes:
         return "penalties"
     return None
 
@@ -142,8 +144,13 @@ class Fold:
             choice.logprobs.extend(event.logprobs or ())
             choice.finish_reason = event.finish_reason or choice.finish_reason
 
-    def verdict(self, key: Key, origin: Origin, body: Body) -> Verdict:
-        """What to do with the suspect at `origin` whose record names `key`."""
+    def verdict(
+        self, key: Key, origin: Origin, body: Body, resumes: AbstractSet[Feature] = frozenset()
+    ) -> Verdict:
+        """What to do with the suspect at `origin` whose record names `key`.
+
+        `resumes`: the features that the engine at hand continues faithfully.
+        """
         starts = len(self.starts.get(origin, ()))
         state = self.reader.states.get(key)
         if state is None or state.origin is None:
@@ -158,7 +165,7 @@ class Fold:
             return Interrupt(tuple(state.counts), reason, starts)
         if not state.total() and not state.ended_choices:
             return RunFresh(starts, spoken=True)
-        if why := unfaithful(body):
+        if why := unfaithful(body, resumes):
             return Interrupt(tuple(state.counts), why, starts)
         choices = self._choices.get(key, [])
         choices += [ChoiceLog() for _ in range(body.n - len(choices))]

@@ -4,6 +4,7 @@ Every record ends somewhere: with the scheduler, completed because the log says 
 with `Failed` and a dead letter, or with a dead letter alone.
 """
 
+import logging
 from dataclasses import dataclass
 
 from core.errors import Refusal
@@ -18,6 +19,8 @@ from schemas.ids import parse_request_id
 from schemas.replies import ErrorInfo
 from schemas.requests import Request
 from topics.ports import Record
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +153,7 @@ def apply_verdict(work: Work, verdict: Verdict) -> ErrorInfo | Done | None:
     work.starts = verdict.starts
     if isinstance(verdict, Interrupt):
         work.counts = list(verdict.counts)
+        _log.warning("request %s is interrupted: %s", work.request.id, verdict.reason)
         return ErrorInfo(
             code="interrupted",
             message=f"The answer was cut off and cannot be continued ({verdict.reason}); retry it.",

@@ -4,7 +4,7 @@ from consumers.inference.engine.ports import Engine
 from core.scheduler import Scheduler
 from core.work import Work
 from runtime.metrics import Metrics
-from schemas.replies import AnyEvent, AnyTerminal, Cancelled, Expired, Finished, Tokens
+from schemas.replies import AnyEvent, AnyTerminal, Cancelled, Expired, Failed, Finished, Tokens
 
 
 class Measures:
@@ -37,6 +37,8 @@ class Measures:
     def suspect(self, work: Work) -> None:
         """A request met at a takeover that goes on or runs anew."""
         self._metrics.suspects.labels("resume" if work.resume else "run").inc()
+        if work.resume:
+            self._metrics.resumed.inc()
 
     def started(self, work: Work) -> None:
         """A request enters the engine."""
@@ -59,6 +61,8 @@ class Measures:
         elif isinstance(event, Expired):
             outcome = "expired"
         it.ended.labels(tier, outcome).inc()
+        if isinstance(event, Failed) and event.error.code == "interrupted":
+            it.interrupted.inc()
         it.tokens_in.labels(tier).inc(prompt_tokens)
         fresh = sum(event.counts) - sum(len(choice.token_ids) for choice in work.resume)
         it.tokens_out.labels(tier).inc(max(0, fresh))

@@ -7,11 +7,13 @@ what was said before me". It writes one A, one fence per reply partition and one
 
 import logging
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
 from consumers.inference.replies import ReplyWriter
 from core.offsets import CommitPoint, OffsetTracker, decode_positions, encode_positions
 from core.recovery import Fold, RunFresh, Verdict
+from core.runs import Feature
 from core.stream import Key
 from schemas.codec import encode
 from schemas.fences import Acquired, Fenced
@@ -40,12 +42,19 @@ class Owned:
     folds: Mapping[int, Fold] = field(default_factory=dict)
     found: dict[int, tuple[int, int]] = field(default_factory=dict)
 
-    def verdict(self, key: Key, offset: int, reply_partition: int, body: Body) -> Verdict:
-        """What to do with the suspect at `offset`."""
+    def verdict(
+        self,
+        key: Key,
+        offset: int,
+        reply_partition: int,
+        body: Body,
+        resumes: AbstractSet[Feature] = frozenset(),
+    ) -> Verdict:
+        """What to do with the suspect at `offset` on an engine that `resumes` these features."""
         fold = self.folds.get(reply_partition)
         if fold is None:
             return RunFresh()
-        return fold.verdict(key, (str(self.q), offset), body)
+        return fold.verdict(key, (str(self.q), offset), body, resumes)
 
     def settled(self) -> None:
         """Lets go of the folds once every suspect was picked up: their answers can be long."""

@@ -127,7 +127,9 @@ class Worker:
             return
         work = make_work(found, place, handle, self._limits)
         if record.offset < owned.suspect_end:
-            verdict = owned.verdict(work.key, record.offset, work.reply_partition, found.body)
+            verdict = owned.verdict(
+                work.key, record.offset, work.reply_partition, found.body, self.engine.resumes
+            )
             outcome = apply_verdict(work, verdict)
             if isinstance(outcome, Done):
                 self._said_already(work, outcome)

@@ -22,6 +22,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from consumers.inference.engine.ports import (
     EngineDied,
+    Feature,
     ModelInfo,
     Report,
     ReportHandler,
@@ -31,6 +32,7 @@ from consumers.inference.engine.ports import (
 from consumers.inference.engine.vllm_choice import Choice
 from consumers.inference.engine.vllm_process import VllmProcess
 from consumers.inference.engine.vllm_requests import Prepared, Preparer, sampling_params
+from consumers.inference.engine.vllm_seams import Seams
 from core.errors import Refusal
 from schemas.replies import ErrorInfo
 
@@ -56,7 +58,9 @@ class VllmEngine:
     def __init__(self, arguments: AsyncEngineArgs, name: str) -> None:
         self.models: tuple[ModelInfo, ...] = ()
         self.slots: int = arguments.max_num_seqs or 0
+        self.resumes: frozenset[Feature] = frozenset()
         self._name = name
+        self._seams = Seams()
         self._process = VllmProcess(arguments)
         self._preparer: Preparer | None = None
         # one thread: a tokenizer is not made for two at once
@@ -85,6 +89,8 @@ class VllmEngine:
         self._preparer = Preparer(
             process.tokenizer, self._name, process.context_tokens, process.end_ids()
         )
+        self._seams = await asyncio.to_thread(process.seams)
+        self.resumes = self._seams.resumes
         self._spawn(self._watch())
 
     def submit(self, run: Run) -> None:
@@ -114,6 +120,7 @@ class VllmEngine:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._pool.shutdown(wait=False, cancel_futures=True)
+        self._seams.close()
         await self._process.stop()
 
     def step_seconds(self) -> float | None:
@@ -137,6 +144,7 @@ class VllmEngine:
                 raise Refusal("model_not_found", message, param="model")  # noqa: TRY301
             loop = asyncio.get_running_loop()
             prepared = await loop.run_in_executor(self._pool, preparer.prepare, run)
+            await self._seams.prepare(run, prepared.choices)
             await self._hand_over(running, prepared)
         except Refusal as refusal:
             self._end(running, refusal.info())
@@ -220,6 +228,9 @@ class VllmEngine:
         if running.cached_tokens is None:
             # of the first choice to speak: the others find its prompt in the cache
             running.cached_tokens = output.num_cached_tokens or 0
+        if choice.follower is not None and not choice.follower.accepts(completion.token_ids):
+            self._failed_in_vllm(running, RuntimeError("a token against the grammar"), reports)
+            return
         report = choice.advance(completion.token_ids, reason, completion.logprobs)
         reports.append(report)
         if choice.ended is None:
