@@ -31,8 +31,8 @@ class Row:
     fields: dict[str, Any] = field(default_factory=dict)
 
     def body(self, **more: Any) -> Body:
-        given = {"prompt": self.prompt, "max_tokens": self.max_tokens, "temperature": 0.0}
-        return Body(**given | self.fields | more)
+        given: dict[str, Any] = {"prompt": self.prompt, "max_tokens": self.max_tokens}
+        return Body(**given | {"temperature": 0.0} | self.fields | more)
 
 
 EXACT: dict[str, Row] = {

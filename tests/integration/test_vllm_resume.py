@@ -1,6 +1,7 @@
 """vLLM with a real model: an answer that is cut off goes on as if it had not been."""
 
 import json
+import threading
 from typing import Any
 
 import pytest
@@ -165,6 +166,23 @@ async def test_a_grammar_of_another_library_is_not_continued(vllm_recorder: Engi
     # nothing was logged: it runs anew, by that other library
     anew = await vllm_recorder.run(asked, (Logged(),))
     assert anew.text() == whole.text()
+
+
+async def test_a_grammar_that_takes_too_long_is_not_continued(
+    vllm_recorder: EngineRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seams: Any = vllm_recorder.engine
+    seams = seams._seams
+    asked = EXACT["json_schema"].body()
+    whole = await vllm_recorder.run(asked)
+    released = threading.Event()
+    follow = seams._follow
+    monkeypatch.setattr(seams, "_follow", lambda wanted: released.wait(10) and follow(wanted))
+    monkeypatch.setattr("consumers.inference.engine.vllm_seams.COMPILE_SECONDS_MAX", 0.1)
+    answer = await vllm_recorder.run(asked, (logged(whole, 0, 2),))
+    released.set()
+    assert code_of(answer) == "interrupted"
+    assert answer.outputs == []
 
 
 @pytest.mark.parametrize("fields", [{"presence_penalty": 1.0}, {"response_format": "json"}])

@@ -3,7 +3,7 @@
 Imports nothing of vLLM, whose settings read it before vLLM may be imported.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 CONTINUATION = "inferlog_continuation"
@@ -17,31 +17,19 @@ PROCESSOR = "consumers.inference.engine.vllm_continuation:Continuation"
 class Continued:
     """How a run goes on. `logged`: how many tokens at the end of the prompt are earlier output.
 
-    `grammar`: kind (`json`, `json_object`) and what is to be compiled.
+    `grammar`: the JSON schema that the whole answer follows.
     """
 
     logged: int
     presence: float = 0.0
     frequency: float = 0.0
-    grammar: tuple[str, str] | None = None
+    grammar: str | None = None
 
     def to_argument(self) -> dict[str, Any]:
-        """As vLLM's messages carry it: numbers, texts and lists."""
-        grammar = None if self.grammar is None else list(self.grammar)
-        return {
-            "logged": self.logged,
-            "presence": self.presence,
-            "frequency": self.frequency,
-            "grammar": grammar,
-        }
+        """As vLLM's messages carry it."""
+        return asdict(self)
 
     @classmethod
     def from_argument(cls, found: dict[str, Any]) -> "Continued":
         """The reverse."""
-        grammar = found["grammar"]
-        return cls(
-            found["logged"],
-            found["presence"],
-            found["frequency"],
-            None if grammar is None else (grammar[0], grammar[1]),
-        )
+        return cls(**found)

@@ -20,9 +20,9 @@ _INVALID_PREFIX = "Invalid prefix encountered"
 
 
 class Follower(Protocol):
-    """Where a choice is in its grammar, which is (kind, text)."""
+    """Where a choice is in its grammar, the JSON that follows `schema`."""
 
-    grammar: tuple[str, str]
+    schema: str
 
     def accepts(self, token_ids: Sequence[int]) -> bool:
         """Goes on by these tokens. False: they are no beginning of what the grammar allows."""

@@ -7,7 +7,7 @@ rows of a step are treated at once: a few tensor operations, and no wait for the
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -19,17 +19,11 @@ from vllm.tokenizers import cached_tokenizer_from_config
 from vllm.v1.sample.logits_processor import LogitsProcessor
 from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 from vllm.v1.sample.logits_processor.interface import BatchUpdate
-from vllm.v1.structured_output.backend_types import StructuredOutputOptions
 from vllm.v1.structured_output.backend_xgrammar import XgrammarBackend
 
 from consumers.inference.engine.vllm_arguments import CONTINUATION, Continued
 
 log = logging.getLogger(__name__)
-
-GRAMMAR_KINDS = {
-    "json": StructuredOutputOptions.JSON,
-    "json_object": StructuredOutputOptions.JSON_OBJECT,
-}
 
 
 def open_grammars(config: Any, tokenizer: Any) -> XgrammarBackend | None:
@@ -46,6 +40,24 @@ def open_grammars(config: Any, tokenizer: Any) -> XgrammarBackend | None:
         return None
 
 
+def open_matcher(backend: XgrammarBackend, schema: str, end_ids: Iterable[int]) -> Any:
+    """A matcher of xgrammar's at the beginning of the JSON that `schema` allows, as vLLM makes it.
+
+    Compiling takes milliseconds, for a large schema tenths of a second. Raises RuntimeError.
+    """
+    tight = backend.disable_any_whitespace
+    separators = (",", ":") if tight else None
+    compiled = backend.compiler.compile_json_schema(
+        schema, any_whitespace=not tight, separators=separators
+    )
+    return xgrammar.GrammarMatcher(compiled, override_stop_tokens=list(end_ids))
+
+
+def accepts(matcher: Any, token_ids: Iterable[int]) -> bool:
+    """Goes on by these tokens; False, somewhere in between, at one that the grammar does not allow."""
+    return all(matcher.accept_token(token_id) for token_id in token_ids)
+
+
 @dataclass(slots=True, eq=False)
 class _Row:
     """One run. `output_ids` is vLLM's own list of the tokens since the seam, and grows."""
@@ -55,26 +67,26 @@ class _Row:
     logged_ids: list[int]
     output_ids: list[int]
     end_ids: list[int]
-    grammar: "Future[Any] | None" = None
+    matcher: "Future[Any] | None" = None
     accepted: int = 0
     lost: bool = False
     """The grammar could not be followed: nothing but the end may come. The other half sees it too."""
 
     def fill(self, bitmask: torch.Tensor, at: int) -> None:
         """Puts what may come next into row `at`; waits for a grammar that is still compiled."""
-        assert self.grammar is not None
+        assert self.matcher is not None
         try:
-            grammar = self.grammar.result()
+            matcher = self.matcher.result()
             new = given(self.output_ids, self.accepted)
             self.accepted += len(new)
-            self.lost = self.lost or not grammar.accept_tokens("resumed", new)
+            self.lost = self.lost or not accepts(matcher, new)
         except Exception as error:  # noqa: BLE001 an error here would end the engine with all its runs
             log.error("a grammar is lost: %s", type(error).__name__)  # noqa: TRY400 may quote it
             self.lost = True
-        if self.lost or grammar.is_terminated():
+        if self.lost or matcher.is_terminated():
             bitmask[at].fill_(-1)
         else:
-            grammar.fill_bitmask(bitmask, at)
+            matcher.fill_next_token_bitmask(bitmask, at)
 
 
 class _Penalties:
@@ -144,7 +156,7 @@ class Continuation(LogitsProcessor):  # type: ignore[misc]  # vLLM's types are n
             rows = sorted(self._rows.items(), key=lambda item: item[0])
             penalised = [(at, row) for at, row in rows if row.presence or row.frequency]
             self._penalties = _Penalties(penalised, logits) if penalised else None
-            self._guided = [(at, row) for at, row in rows if row.grammar is not None]
+            self._guided = [(at, row) for at, row in rows if row.matcher is not None]
         if self._guided:
             self._guide(logits)
         if self._penalties is not None:
@@ -167,15 +179,14 @@ class Continuation(LogitsProcessor):  # type: ignore[misc]  # vLLM's types are n
             sorted(params.all_stop_token_ids),
         )
         if asked.grammar is not None:
-            row.grammar = self._compiler.submit(self._compile, asked.grammar, row)
+            row.matcher = self._compiler.submit(self._compile, asked.grammar, row)
         return row
 
-    def _compile(self, wanted: tuple[str, str], row: _Row) -> Any:
+    def _compile(self, schema: str, row: _Row) -> Any:
         assert self._grammars is not None  # the other half sends no grammar then
-        kind, spec = wanted
-        grammar = self._grammars.compile_grammar(GRAMMAR_KINDS[kind], spec, set(row.end_ids))
-        row.lost = not grammar.accept_tokens("resumed", row.logged_ids)
-        return grammar
+        matcher = open_matcher(self._grammars, schema, row.end_ids)
+        row.lost = not accepts(matcher, row.logged_ids)
+        return matcher
 
     def _guide(self, logits: torch.Tensor) -> None:
         if self._bitmask is None:

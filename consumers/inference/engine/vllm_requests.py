@@ -132,7 +132,7 @@ def sampling_params(body: Body, choice: Choice, max_tokens: int) -> SamplingPara
             choice.count,
             body.presence_penalty if penalised else 0.0,
             body.frequency_penalty if penalised else 0.0,
-            None if follower is None else follower.grammar,
+            None if follower is None else follower.schema,
         )
     structured = None
     if body.response_format is not None and follower is None:

@@ -21,7 +21,11 @@ from vllm.v1.structured_output.backend_xgrammar import validate_xgrammar_grammar
 from consumers.inference.engine.ports import FEATURES, Feature, Run
 from consumers.inference.engine.vllm_arguments import PROCESSOR
 from consumers.inference.engine.vllm_choice import Choice, Follower
-from consumers.inference.engine.vllm_continuation import GRAMMAR_KINDS, open_grammars
+from consumers.inference.engine.vllm_continuation import (
+    accepts,
+    open_grammars,
+    open_matcher,
+)
 from core.errors import Refusal
 from core.limits import DEFAULT_LIMITS
 from core.recovery import unfaithful
@@ -29,16 +33,12 @@ from schemas.requests import ResponseFormat
 
 log = logging.getLogger(__name__)
 
-
-def grammar_of(wanted: ResponseFormat) -> tuple[str, str]:
-    """Kind and text of a grammar, as `Continued.grammar` takes them."""
-    if wanted.schema is None:
-        return "json_object", ""
-    return "json", json.dumps(wanted.schema)
+COMPILE_SECONDS_MAX = DEFAULT_LIMITS.schema_compile_seconds
+"""The other half compiles once more, and its whole batch waits for that."""
 
 
 def structured_outputs(wanted: ResponseFormat) -> StructuredOutputsParams:
-    """The same for vLLM's own guided decoding."""
+    """For vLLM's own guided decoding."""
     if wanted.schema is None:
         return StructuredOutputsParams(json_object=True)
     return StructuredOutputsParams(json=wanted.schema)
@@ -47,14 +47,14 @@ def structured_outputs(wanted: ResponseFormat) -> StructuredOutputsParams:
 class MatcherFollower:
     """Follows by a matcher of xgrammar's."""
 
-    __slots__ = ("_matcher", "grammar")
+    __slots__ = ("_matcher", "schema")
 
-    def __init__(self, matcher: Any, grammar: tuple[str, str]) -> None:
+    def __init__(self, matcher: Any, schema: str) -> None:
         self._matcher = matcher
-        self.grammar = grammar
+        self.schema = schema
 
     def accepts(self, token_ids: Sequence[int]) -> bool:
-        return all(self._matcher.accept_token(token_id) for token_id in token_ids)
+        return accepts(self._matcher, token_ids)
 
 
 class Seams:
@@ -100,8 +100,7 @@ class Seams:
                 continue
             logged_ids = choice.prompt_ids[len(choice.prompt_ids) - choice.count :]
             try:
-                # the other half compiles it once more, and its whole batch waits for that
-                async with asyncio.timeout(DEFAULT_LIMITS.schema_compile_seconds):
+                async with asyncio.timeout(COMPILE_SECONDS_MAX):
                     follower = await loop.run_in_executor(self._pool, self._follow, wanted)
             except TimeoutError:
                 follower = None
@@ -116,13 +115,13 @@ class Seams:
 
     def _follow(self, wanted: ResponseFormat) -> Follower | None:
         """None if vLLM would leave it to another library than xgrammar, or refuse it."""
-        kind, spec = grammar = grammar_of(wanted)
+        # as vLLM writes them
+        schema = '{"type": "object"}' if wanted.schema is None else json.dumps(wanted.schema)
         try:
             validate_xgrammar_grammar(SamplingParams(structured_outputs=structured_outputs(wanted)))
-            compiled = self._backend.compile_grammar(GRAMMAR_KINDS[kind], spec, self._end_ids)
+            return MatcherFollower(open_matcher(self._backend, schema, self._end_ids), schema)
         except (ValueError, RuntimeError, VLLMClientError):
             return None
-        return MatcherFollower(compiled.matcher, grammar)
 
 
 def _interrupted(reason: str) -> Refusal:
