@@ -2,6 +2,7 @@
 
 import json
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -208,17 +209,25 @@ async def test_an_engine_that_cannot_resume_a_feature_refuses_to(fields: dict[st
 SPECULATIVE = 'speculative_config={"method": "ngram", "num_speculative_tokens": 3}'
 
 
-def processors(*options: str) -> Any:
-    engine: Any = make_engine("vllm", "some-model", options)
+def processors(model: Path, *options: str) -> Any:
+    engine: Any = make_engine("vllm", str(model), options)
     return engine._process._arguments.logits_processors
 
 
 def test_with_speculative_decoding_nothing_that_looks_back_is_resumed(
-    vllm_recorder: EngineRecorder,
+    vllm_recorder: EngineRecorder, vllm_model_dir: Path
 ) -> None:
     ours = "consumers.inference.engine.vllm_continuation:Continuation"
-    assert processors() == [ours]
-    assert processors('logits_processors=["a.b:C"]') == ["a.b:C", ours]
-    assert processors(SPECULATIVE) is None
+    assert processors(vllm_model_dir) == [ours]
+    theirs = 'logits_processors=["a.b:C"]'
+    assert processors(vllm_model_dir, theirs) == ["a.b:C", ours]
+    assert processors(vllm_model_dir, SPECULATIVE) is None
     with pytest.raises(EngineOptionError, match="exclude each other"):
-        processors(SPECULATIVE, 'logits_processors=["a.b:C"]')
+        processors(vllm_model_dir, SPECULATIVE, theirs)
+
+
+def test_the_other_model_runner_resumes_nothing_that_looks_back(
+    vllm_recorder: EngineRecorder, vllm_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "1")
+    assert processors(vllm_model_dir) is None
