@@ -18,6 +18,7 @@ PERSON = {
     "additionalProperties": False,
 }
 FACTS = "The capital of France is"
+JSON = "A person as JSON:"
 REPEATING = "a b a b a b a b"
 
 
@@ -35,37 +36,21 @@ class Row:
         return Body(**given | {"temperature": 0.0} | self.fields | more)
 
 
+_SCHEMA = {"response_format": ResponseFormat(type="json_schema", schema=PERSON)}
+_OBJECT = {"response_format": ResponseFormat(type="json_object")}
+
 EXACT: dict[str, Row] = {
-    "greedy": Row(),
-    "stop": Row(fields={"stop": ("located in", "the city")}),
-    "presence_penalty": Row(REPEATING, 24, 3, {"presence_penalty": 1.5}),
-    "frequency_penalty": Row(REPEATING, 24, 3, {"frequency_penalty": 0.8}),
-    "negative_penalties": Row(FACTS, 20, 4, {"presence_penalty": -1.0, "frequency_penalty": -0.5}),
-    "logit_bias": Row(fields={"logit_bias": {"28": 3.0, "30": -100.0}}),
-    "logprobs": Row(fields={"logprobs": 3}),
-    "json_schema": Row(
-        "A person as JSON:",
-        40,
-        fields={"response_format": ResponseFormat(type="json_schema", schema=PERSON)},
-    ),
-    "json_object": Row(
-        "A person as JSON:", 16, 3, {"response_format": ResponseFormat(type="json_object")}
-    ),
-    "json_schema_logprobs": Row(
-        "A person as JSON:",
-        40,
-        4,
-        {"response_format": ResponseFormat(type="json_schema", schema=PERSON), "logprobs": 1},
-    ),
-    "json_schema_penalties": Row(
-        "A person as JSON:",
-        40,
-        4,
-        {
-            "response_format": ResponseFormat(type="json_schema", schema=PERSON),
-            "frequency_penalty": 0.7,
-        },
-    ),
+    "greedy": Row(step=3),  # at every cut in the contract suite, as `stop`
+    "stop": Row(step=3, fields={"stop": ("located in", "the city")}),
+    "presence_penalty": Row(REPEATING, 22, 6, {"presence_penalty": 1.5}),
+    "frequency_penalty": Row(REPEATING, 22, 6, {"frequency_penalty": 0.8}),
+    "negative_penalties": Row(FACTS, 18, 5, {"presence_penalty": -1.0, "frequency_penalty": -0.5}),
+    "logit_bias": Row(step=3, fields={"logit_bias": {"28": 3.0, "30": -100.0}}),
+    "logprobs": Row(step=3, fields={"logprobs": 3}),
+    "json_schema": Row(JSON, 40, 2, _SCHEMA),
+    "json_object": Row(JSON, 12, 4, _OBJECT),
+    "json_schema_logprobs": Row(JSON, 40, 7, _SCHEMA | {"logprobs": 1}),
+    "json_schema_penalties": Row(JSON, 40, 7, _SCHEMA | {"frequency_penalty": 0.7}),
     "n": Row(max_tokens=8, step=3, fields={"n": 2, "presence_penalty": 0.5}),
     "max_tokens": Row(max_tokens=3),
 }
