@@ -48,10 +48,10 @@ EXACT: dict[str, Row] = {
     "logit_bias": Row(step=3, fields={"logit_bias": {"28": 3.0, "30": -100.0}}),
     "logprobs": Row(step=3, fields={"logprobs": 3}),
     "json_schema": Row(JSON, 40, 2, _SCHEMA),
-    "json_object": Row(JSON, 12, 4, _OBJECT),
+    "json_object": Row(FACTS, 16, 4, _OBJECT),
     "json_schema_logprobs": Row(JSON, 40, 7, _SCHEMA | {"logprobs": 1}),
-    "json_schema_penalties": Row(JSON, 40, 7, _SCHEMA | {"frequency_penalty": 0.7}),
-    "n": Row(max_tokens=8, step=3, fields={"n": 2, "presence_penalty": 0.5}),
+    "json_schema_penalties": Row(JSON, 40, 7, _SCHEMA | {"frequency_penalty": 1.8}),
+    "n": Row(REPEATING, 14, 5, {"n": 2, "presence_penalty": 1.5}),
     "max_tokens": Row(max_tokens=3),
 }
 """Greedy: with float32, the answer is the uninterrupted one, token by token."""
