@@ -1,0 +1,237 @@
+"""The invariants of the protocol, checked on what a run left behind. Each is a function of its own.
+
+A rule yields sentences; none means that it holds. `check` runs them all.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from core.errors import ERRORS
+from core.offsets import decode_positions
+from schemas.ids import parse_request_id
+from schemas.replies import Cancelled, Expired, Failed, Finished
+from tests.checker.history import Attempt, History
+from tests.checker.plain_reader import Answer, Key
+from tests.checker.scripted_answer import expected_answer
+from tests.checker.topics_read import TopicsRead, read_topics
+from tests.checker.views import check_views
+
+CANCEL_GRACE_MS = 3_000
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """`rule` is I1 … I12 of the protocol page."""
+
+    rule: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.rule}: {self.text}"
+
+
+def check(history: History) -> list[Violation]:
+    """All rules. An empty list: everything holds."""
+    read = read_topics(history)
+    found = [Violation("I10", text) for text in history.broken]
+    for rule, texts in (
+        ("I1", _every_request_ends(history, read)),
+        ("I2", _answers_are_whole(history, read)),
+        ("I2", check_views(history, read)),
+        ("I3", _keys_run_once(history, read)),
+        ("I4", _commits_hold(history, read)),
+        ("I4", _usage_is_told(read)),
+        ("I8", _cancels_end(history, read)),
+        ("I9", _garbage_is_parked(read)),
+        ("I11", _tenants_are_apart(history, read)),
+        ("I12", _failures_are_documented(history)),
+    ):
+        found += [Violation(rule, text) for text in texts]
+    return found
+
+
+def _every_request_ends(history: History, read: TopicsRead) -> Iterator[str]:
+    for origin, (request, _) in read.requests.items():
+        if request is None or origin in read.letters:
+            continue
+        answer = read.answer((request.tenant, request.id))
+        if answer.terminal is None:
+            yield f"{request.id} at {origin} never ended: {_shape(answer)}"
+    for it in history.attempts:
+        if it.action == "submit" and it.result == "ok" and it.request_id:
+            if not read.by_key.get((it.tenant, it.request_id)):
+                yield f"{it.request_id} was accepted (attempt {it.number}) and is on no topic"
+
+
+def _shape(answer: Answer) -> str:
+    starts = [f"{s.counts}@{epoch}" for epoch, (s, _) in answer.starts.items()]
+    return f"origin {answer.origin}, tokens {answer.counts}, starts {starts}"
+
+
+def _answers_are_whole(history: History, read: TopicsRead) -> Iterator[str]:
+    """What is visible is what the engine says to that prompt, up to the end or a cut."""
+    for key, answer in read.replies.answers.items():
+        for fault in answer.faults:
+            yield f"{key[1]}: {fault}"
+        if answer.origin is None:
+            continue
+        request = read.requests.get(answer.origin, (None, None))[0]
+        if request is None:
+            if answer.tokens or not isinstance(answer.terminal, Failed):
+                yield f"{key[1]} was answered, and {answer.origin} holds no such request"
+            continue
+        if (request.tenant, request.id) != key:
+            yield f"{key[1]} is bound to {answer.origin}, which is {request.id}"
+            continue
+        expected = expected_answer(request.body)
+        finished = isinstance(answer.terminal, Finished)
+        for choice in range(request.body.n):
+            ids, text = answer.ids(choice), answer.text(choice)
+            if ids != list(range(len(ids))):
+                yield f"{key[1]} choice {choice}: tokens {ids}"
+            if not expected.text.startswith(text) or len(ids) > expected.tokens:
+                yield f"{key[1]} choice {choice}: {text!r}, expected {expected.text!r}"
+            if finished and (text != expected.text or len(ids) != expected.tokens):
+                yield f"{key[1]} choice {choice} finished with {text!r}, not {expected.text!r}"
+        if isinstance(answer.terminal, Finished):
+            usage, reasons = answer.terminal.usage, set(answer.terminal.finish_reasons)
+            if usage.completion_tokens != expected.tokens * request.body.n:
+                yield f"{key[1]}: usage says {usage.completion_tokens} tokens"
+            if usage.prompt_tokens != expected.prompt_tokens:
+                yield f"{key[1]}: usage says {usage.prompt_tokens} prompt tokens"
+            if reasons != {expected.finish_reason}:
+                yield f"{key[1]}: finish reasons {reasons}, not {expected.finish_reason}"
+        elif isinstance(answer.terminal, Failed):
+            yield f"{key[1]} failed with {answer.terminal.error.code}, though nothing was wrong"
+        elif isinstance(answer.terminal, Cancelled) and key not in read.cancels:
+            yield f"{key[1]} is cancelled, and nobody asked for it"
+        elif isinstance(answer.terminal, Expired) and answer.terminal_at is not None:
+            age_s = (answer.terminal_at.time_ms - parse_request_id(key[1]).time_ms) / 1000
+            budgets = request.deadlines
+            if age_s < min(budgets.start_seconds, budgets.first_token_seconds) - 1:
+                yield f"{key[1]} expired after {age_s} s"
+
+
+def _keys_run_once(history: History, read: TopicsRead) -> Iterator[str]:
+    """One request per key while its claim lives; a claim that lost is void for ever."""
+    winners: dict[Key, list[tuple[str, str, int, float]]] = {}
+    for claim, append_ms, won in read.claims:
+        visible = read.by_key.get((claim.tenant, claim.request_id))
+        ends_ms = append_ms + claim.life_seconds * 1000
+        if won:
+            winners.setdefault((claim.tenant, claim.key), []).append(
+                (claim.request_id, claim.fingerprint, append_ms, ends_ms)
+            )
+        elif visible:
+            ids = [it[0] for it in winners.get((claim.tenant, claim.key), [])]
+            if claim.request_id not in ids:  # a record that was stored twice loses to itself
+                yield f"the claim of {claim.request_id} lost, and it was published at {visible}"
+    for it in history.attempts:
+        if it.action != "submit" or it.key is None or it.result != "ok" or it.done_ms is None:
+            continue
+        held = winners.get((it.tenant, it.key), [])
+        mine = [w for w in held if w[0] == it.request_id]
+        if not mine:
+            yield f"attempt {it.number} under {it.key} got {it.request_id}, which claimed nothing"
+        elif mine[0][1] != it.fingerprint:
+            yield f"attempt {it.number} under {it.key} got the answer to another payload"
+        elif it.outcome != "new" and it.invoked_ms > mine[0][3] + 1000:
+            yield f"attempt {it.number} under {it.key} got an answer whose claim had ended"
+
+
+def _commits_hold(history: History, read: TopicsRead) -> Iterator[str]:
+    highest: dict[str, int] = {}
+    for commit in history.commits:
+        before = highest.get(commit.q, 0)
+        if commit.offset < before:
+            yield f"{commit.q}: the commit went back from {before} to {commit.offset}"
+        for offset in range(before, commit.offset):
+            if text := _not_done(read, (commit.q, offset), commit.serial):
+                yield f"{commit.q}: {commit.offset} was committed, and at {offset} {text}"
+        highest[commit.q] = max(before, commit.offset)
+        yield from _marks_hold(read, commit.q, commit.offset, commit.metadata)
+
+
+def _not_done(read: TopicsRead, origin: tuple[str, int], serial: int) -> str | None:
+    request, _ = read.requests.get(origin, (None, None))
+    if request is None or origin in read.letters:
+        return None
+    answer = read.answer((request.tenant, request.id))
+    if answer.origin is None:
+        return f"{request.id} had never begun"
+    if answer.origin != origin:
+        return None
+    if answer.terminal_at is None or answer.terminal_at.serial >= serial >= 0:
+        return f"{request.id} had not ended"
+    return None
+
+
+def _marks_hold(read: TopicsRead, q: str, low: int, metadata: str) -> Iterator[str]:
+    """The positions of a commit lie at or before the first event of every offset at or beyond it."""
+    marks = decode_positions(metadata)
+    if marks is None:
+        return
+    for (name, offset), (partition, at) in read.replies.first.items():
+        if name == q and offset >= low and partition < len(marks):
+            if at.position < marks[partition]:
+                yield (
+                    f"{q}: a commit of {low} says {marks[partition]} for replies/{partition}, and "
+                    f"offset {offset} was spoken for at {at.position}"
+                )
+
+
+def _usage_is_told(read: TopicsRead) -> Iterator[str]:
+    outcomes = {Finished: "finished", Failed: "failed", Cancelled: "cancelled", Expired: "expired"}
+    for key, answer in read.replies.answers.items():
+        if answer.terminal is None or answer.origin in read.letters or answer.origin is None:
+            continue
+        wanted = outcomes[type(answer.terminal)]
+        said = [(it.outcome, it.completion_tokens) for it in read.usage.get(answer.origin, [])]
+        if (wanted, sum(answer.terminal.counts)) not in said:
+            yield f"{key[1]} {wanted} with {answer.terminal.counts}, and usage says {said}"
+
+
+def _cancels_end(history: History, read: TopicsRead) -> Iterator[str]:
+    """Nobody goes on with a request that was cancelled before he took it over."""
+    for key, cancelled in read.cancels.items():
+        answer = read.answer(key)
+        for _, epoch, at in answer.tokens:
+            owner = read.acquired.get(epoch)
+            if owner is None or owner[1].serial < cancelled.serial:
+                continue
+            begun = max(owner[1].time_ms, cancelled.time_ms)
+            troubled = any(
+                fault.from_ms <= at.time_ms and fault.until_ms >= begun - 1000
+                for fault in history.faults
+            )
+            if at.time_ms > begun + CANCEL_GRACE_MS and not troubled:
+                yield f"{key[1]} was cancelled, and epoch {epoch}, begun later, goes on with it"
+                break
+
+
+def _garbage_is_parked(read: TopicsRead) -> Iterator[str]:
+    for origin, (request, _) in read.requests.items():
+        if request is None and origin not in read.letters:
+            yield f"what cannot be read at {origin} is no dead letter"
+
+
+def _tenants_are_apart(history: History, read: TopicsRead) -> Iterator[str]:
+    for it in history.attempts:
+        if it.action == "submit" or it.result != "ok" or it.request_id is None:
+            continue
+        known = (it.tenant, it.request_id)
+        if known not in read.by_key and known not in read.replies.answers:
+            yield f"attempt {it.number}: {it.tenant} was told of {it.request_id}"
+
+
+def _failures_are_documented(history: History) -> Iterator[str]:
+    for it in history.attempts:
+        if it.code is not None and it.code not in ERRORS and it.code != "connection":
+            yield f"attempt {it.number} failed with {it.code}"
+        if it.done_ms is None:
+            yield f"attempt {it.number} ({it.action} of {it.client}) never came to an end"
+
+
+def attempts_of(history: History, key: Key) -> list[Attempt]:
+    """What clients did with one request."""
+    return [it for it in history.attempts if (it.tenant, it.request_id) == key]
