@@ -24,6 +24,7 @@ from consumers.inference.parking import after, park
 from consumers.inference.replies import ReplyWriter, Speech
 from consumers.inference.tier import TierConsumer
 from core.limits import Limits
+from core.offsets import Handle
 from core.recovery import Done
 from core.runs import Report, Run
 from core.scheduler import Scheduler
@@ -123,6 +124,8 @@ class Worker:
         )
         if isinstance(found, Parked):
             self._measures.count("dead_letter", found.reason)
+            if found.reply_partition is not None:
+                self._spoken(handle, found.reply_partition)
             park(record, found, place, handle.complete, self._writer, self._accounts)
             return
         work = make_work(found, place, handle, self._limits)
@@ -230,8 +233,7 @@ class Worker:
 
     def _start(self, command: StartOnEngine, work: Work, run: Run, awaited: bool) -> None:
         partition = work.reply_partition
-        if work.handle.spoken_at is None:
-            work.handle.spoken_at = (partition, self._writer.acknowledged.get(partition, 0))
+        self._spoken(work.handle, partition)
         speech = self._speech(work)
         self._measures.started(work)
         self._writer.say(partition, speech, command.started)
@@ -240,6 +242,11 @@ class Worker:
             speech.when_silent(lambda: self._submit_if_running(work, run))
         else:
             self.engine.submit(run)
+
+    def _spoken(self, handle: Handle, partition: int) -> None:
+        """Before an offset's first event, also an end without a start: successors fold from here."""
+        if handle.spoken_at is None:
+            handle.spoken_at = (partition, self._writer.acknowledged.get(partition, 0))
 
     def _submit_if_running(self, work: Work, run: Run) -> None:
         if work.phase is Phase.RUNNING and work.run_id == run.run_id:
@@ -250,6 +257,7 @@ class Worker:
         speech = self._speech(work)
         del self._speeches[work]
         self._measures.ended(work, event, prompt_tokens)
+        self._spoken(work.handle, work.reply_partition)
         self._writer.say(work.reply_partition, speech, event)
         if self._writer.broken:
             return
