@@ -34,6 +34,10 @@ class Owner(Protocol):
         """False while too many offsets beyond the committed one were started."""
         ...
 
+    def may_read(self, q: Partition) -> bool:
+        """True if it is owned under the current assignment, with a position and span left."""
+        ...
+
     def end_epochs(self, reason: str, qs: Iterable[Partition] | None = None) -> None:
         """Drops the memory of these (or all) partitions."""
         ...
@@ -136,5 +140,5 @@ class Commits:
                 had_span = self._tier.has_span(q)
                 it.tracker.committed = max(it.tracker.committed, at.offset)
                 it.found = {o: found for o, found in it.found.items() if o >= at.offset}
-                if not had_span and self._tier.has_span(q) and not self._tier.paused_for_room:
+                if not had_span and self._tier.may_read(q) and not self._tier.paused_for_room:
                     self._tier.member.resume([q])

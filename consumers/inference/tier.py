@@ -207,6 +207,14 @@ class TierConsumer:
         tracker = self.owned[q].tracker
         return tracker.next < tracker.committed + self._span_offsets
 
+    def may_read(self, q: Partition) -> bool:
+        """Owned under the current assignment, with a position, and with span left.
+
+        What was owned before a rebalance stays in `owned` until step 0 keeps or drops it; the new
+        assignment has no position for it yet, and to resume it would bring the worker down.
+        """
+        return q in self.assigned and q not in self._wanted and self.has_span(q)
+
     # --- reading
 
     async def _read_loop(self) -> None:
@@ -219,9 +227,7 @@ class TierConsumer:
                 if self.paused_for_room:
                     self.member.pause(q for q in self.owned if q in self.assigned)
                 else:
-                    self.member.resume(
-                        q for q in self.owned if q in self.assigned and self.has_span(q)
-                    )
+                    self.member.resume(q for q in self.owned if self.may_read(q))
             try:
                 records = await self._read(room)
             except OffsetOutOfRange:
