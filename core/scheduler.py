@@ -85,7 +85,7 @@ class Scheduler:
             case Arrived(work):
                 self._arrive(work, now_s, commands)
             case CancelRequested(tenant, request_id):
-                self._cancel((tenant, request_id), commands)
+                self._cancel((tenant, request_id), now_s, commands)
             case CapacityChanged(slots):
                 self.slots = slots
             case Dropped(qs):
@@ -114,10 +114,11 @@ class Scheduler:
         work.counts = [len(choice.token_ids) for choice in work.resume] or [0] * width
         work.reasons = [choice.finish_reason for choice in work.resume] or [None] * width
         self._known[same] = work
-        if work.key in self._cancelled:
-            self._end_cancelled(work, commands)
-        elif now_s >= work.end_by_s:
+        if now_s >= work.end_by_s:
+            # before any cancel: of a request that old, its client may have been told already
             self._end_expired(work, "total", commands)
+        elif work.key in self._cancelled:
+            self._end_cancelled(work, commands)
         elif now_s >= work.start_by_s and not work.spoken:
             self._end_expired(work, "start", commands)
         else:
@@ -252,10 +253,13 @@ class Scheduler:
             self._end_failed(work, error, commands)
         return commands
 
-    def _cancel(self, key: Key, commands: list[Command]) -> None:
+    def _cancel(self, key: Key, now_s: float, commands: list[Command]) -> None:
         found = [work for (_, known), work in self._known.items() if known == key]
         for work in found:
-            self._end_cancelled(work, commands)
+            if now_s >= work.end_by_s:
+                self._end_expired(work, "total", commands)
+            else:
+                self._end_cancelled(work, commands)
         if not found:
             self._cancelled[key] = None
             self._cancelled.move_to_end(key)
