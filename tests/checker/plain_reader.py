@@ -64,7 +64,7 @@ class Replies:
     def __init__(self) -> None:
         self.answers: dict[Key, Answer] = {}
         self.first: dict[Origin, tuple[int, At]] = {}
-        """Of each origin the reply partition and place of its first event, valid or not."""
+        """Of each origin the reply partition and place of its first valid event, visible or not."""
         self.hidden = 0
         """Events that an older owner said behind a fence."""
         self.elsewhere = 0
@@ -83,11 +83,11 @@ class Replies:
                 answer.accepted = record
         elif isinstance(record, Events):
             for event in record.events:
-                self.first.setdefault((event.q, event.offset), (partition, at))
                 if event.epoch < floors.get(event.q, -1):
                     self.hidden += 1
                     continue
                 floors[event.q] = event.epoch
+                self.first.setdefault((event.q, event.offset), (partition, at))
                 self._take(self.answers.setdefault((event.tenant, event.id), Answer()), event, at)
 
     def _take(self, answer: Answer, event: AnyEvent, at: At) -> None:

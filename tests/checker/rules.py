@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from core.errors import ERRORS
 from core.offsets import decode_positions
-from schemas.ids import parse_request_id
 from schemas.replies import Cancelled, Expired, Failed, Finished
 from tests.checker.history import Attempt, History
 from tests.checker.plain_reader import Answer, Key
@@ -75,8 +74,8 @@ def _answers_are_whole(history: History, read: TopicsRead) -> Iterator[str]:
             yield f"{key[1]}: {fault}"
         if answer.origin is None:
             continue
-        request = read.requests.get(answer.origin, (None, None))[0]
-        if request is None:
+        request, stored = read.requests.get(answer.origin, (None, None))
+        if request is None or stored is None:
             if answer.tokens or not isinstance(answer.terminal, Failed):
                 yield f"{key[1]} was answered, and {answer.origin} holds no such request"
             continue
@@ -106,9 +105,9 @@ def _answers_are_whole(history: History, read: TopicsRead) -> Iterator[str]:
         elif isinstance(answer.terminal, Cancelled) and key not in read.cancels:
             yield f"{key[1]} is cancelled, and nobody asked for it"
         elif isinstance(answer.terminal, Expired) and answer.terminal_at is not None:
-            age_s = (answer.terminal_at.time_ms - parse_request_id(key[1]).time_ms) / 1000
+            age_s = (answer.terminal_at.time_ms - stored.record.time_ms) / 1000
             budgets = request.deadlines
-            if age_s < min(budgets.start_seconds, budgets.first_token_seconds) - 1:
+            if age_s < min(budgets.start_seconds, budgets.first_token_seconds) - 0.1:
                 yield f"{key[1]} expired after {age_s} s"
 
 

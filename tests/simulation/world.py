@@ -125,6 +125,8 @@ class World:
             await it.service.failed
         except InferlogError as error:
             self.counts[f"worker ended: {type(error).__name__}"] += 1
+        except Exception as error:  # noqa: BLE001  a loop that fell over a fault of ours
+            self.surprise(f"{it.process.name} ended with {error!r}")
         await self._stop_worker(it)
 
     async def _stop_worker(self, it: WorkerProcess) -> None:
@@ -166,6 +168,8 @@ class World:
     async def _serve(self, it: Replica, index: int) -> None:
         log = SimLog(self.cluster, self.groups, it.process)
         error = await it.live(log, self.plan.limits, METRICS, index, self.plan.replicas)
+        if not isinstance(error, InferlogError | TimeoutError):
+            self.surprise(f"{it.name} ended with {error!r}")
         self.counts[f"replica ended: {type(error).__name__}"] += 1
         it.dies()
 
