@@ -83,6 +83,8 @@ class Client:
         self._counts = counts
         self._positions: list[int] = [0]
         self._leaving = plan.leaves_after
+        self.calm = False
+        """All is well: nothing may be refused now for want of the log."""
 
     def _count(self, what: str) -> None:
         self._counts[what] += 1
@@ -91,8 +93,15 @@ class Client:
         """From the submit to a terminal, or to where nothing can be known any more."""
         plan = self.plan
         await asyncio.sleep(plan.at_s)
+        cancelling = None
         if plan.cancels_after_s is not None:
-            self._loop.spawn(self.process, self._cancel_later(plan.cancels_after_s))
+            cancelling = self._loop.create_task(self._cancel_later(plan.cancels_after_s))
+        await self._ask_on()
+        if cancelling is not None:
+            await cancelling
+
+    async def _ask_on(self) -> None:
+        plan = self.plan
         for _ in range(TRIES_MAX):
             if self.request_id is None:
                 await self._submit()
@@ -265,6 +274,12 @@ class Client:
                 if not isinstance(head, Refused) or head.code not in RETRYABLE:
                     return
             await asyncio.sleep(0.3)
+
+    async def look_back(self) -> None:
+        """Reads the whole answer once more, from the log."""
+        self._positions, self._leaving, self.ended = [0], None, None
+        self._count("looked back")
+        await self._resume()
 
     async def pry(self, tenant: str) -> None:
         """Another tenant asks for this request, and tries to cancel it: it must learn nothing."""

@@ -103,7 +103,12 @@ class SimAppender:
     def _land(self, sent: _Sent) -> None:
         fault = self._cluster.fault(sent.record)
         if fault == "refused":
+            # what follows on the same partition would leave a gap: an idempotent producer never does
             self._fail(sent.ack, AppendFailed("refused by the broker"))
+            place = sent.record.topic, sent.record.partition
+            kept = [it for it in self._under_way if (it.record[0], it.record[1]) != place]
+            self._under_way = deque(kept)
+            self._break(lands=True)
             return
         if fault in {"append_lost", "append_late"}:
             self._under_way.appendleft(sent)

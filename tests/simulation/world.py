@@ -182,6 +182,26 @@ class World:
         ready = [it for it in self.replicas.values() if it.ready and not it.process.killed]
         return ready or list(self.replicas.values())
 
+    async def _retention(self) -> None:
+        """Takes what is older than the topics' retention, as brokers do now and then."""
+        limits = self.plan.limits
+        keeps_s = {
+            "replies": limits.reply_retention_seconds,
+            "fences": 3 * limits.reply_retention_seconds,
+        }
+        while not self.peaceful:
+            await asyncio.sleep(1.0)
+            for name, kept_s in keeps_s.items():
+                for partition in qs_of(self.cluster, [name]):
+                    self.cluster.trim(partition, self.cluster.now_ms() - int(kept_s * 1000))
+
+    async def _audit(self) -> None:
+        """Readers that start late, on any replica, and another tenant who must learn nothing."""
+        for client in self.random.sample(self.clients, min(3, len(self.clients))):
+            if client.request_id is not None:
+                await client.look_back()
+                await client.pry("bob" if client.plan.draft.tenant == "ann" else "ann")
+
     async def _supervise(self) -> None:
         """Starts replicas anew that are gone."""
         while True:
@@ -202,6 +222,8 @@ class World:
         for index in range(plan.replicas):
             self.start_replica(index)
         loop.spawn(loop.world, self._supervise())
+        if plan.trims:
+            loop.spawn(loop.world, self._retention())
         await self._until(self._all_ready, 30.0, "the world did not come up")
         lives = []
         for client_plan in plan.clients:
@@ -236,6 +258,10 @@ class World:
             if life.done() and not life.cancelled() and life.exception() is not None:
                 self.history.broken.append(f"{life.get_name()} raised {life.exception()!r}")
         self._check_slots()
+        for client in self.clients:
+            client.calm = True
+        audit = loop.spawn(loop.process("auditor"), self._audit())
+        await self._until(audit.done, 30.0, "an audit did not end")
 
     def _heal(self) -> None:
         self.peaceful = True
