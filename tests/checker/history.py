@@ -112,4 +112,5 @@ class History:
     broken: list[str] = field(default_factory=list)
     total_seconds: float = 600.0
     claim_life_seconds: float = 3600.0
-    model: str = "scripted"
+    trimmed: bool = False
+    """Retention took records while clients could still ask for them."""

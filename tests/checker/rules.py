@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from core.errors import ERRORS
 from core.offsets import decode_positions
 from schemas.replies import Cancelled, Expired, Failed, Finished
-from tests.checker.history import Attempt, History
+from tests.checker.history import History
 from tests.checker.plain_reader import Answer, Key
 from tests.checker.scripted_answer import expected_answer
 from tests.checker.topics_read import TopicsRead, read_topics
@@ -44,6 +44,7 @@ def check(history: History) -> list[Violation]:
         ("I9", _garbage_is_parked(read)),
         ("I11", _tenants_are_apart(history, read)),
         ("I12", _failures_are_documented(history)),
+        ("I12", _accepted_is_found(history)),
     ):
         found += [Violation(rule, text) for text in texts]
     return found
@@ -231,6 +232,17 @@ def _failures_are_documented(history: History) -> Iterator[str]:
             yield f"attempt {it.number} ({it.action} of {it.client}) never came to an end"
 
 
-def attempts_of(history: History, key: Key) -> list[Attempt]:
-    """What clients did with one request."""
-    return [it for it in history.attempts if (it.tenant, it.request_id) == key]
+def _accepted_is_found(history: History) -> Iterator[str]:
+    """Whoever was told an id finds its answer from then on, on every replica."""
+    if history.trimmed:
+        return
+    accepted: dict[Key, int] = {}
+    for it in history.attempts:
+        if it.action == "submit" and it.result == "ok" and it.request_id and it.done_ms:
+            accepted.setdefault((it.tenant, it.request_id), it.done_ms)
+    for it in history.attempts:
+        if it.code in {"not_found", "stream_cursor_expired", "result_expired"}:
+            since_ms = accepted.get((it.tenant, it.request_id or ""))
+            if it.action != "submit" and since_ms is not None and since_ms <= it.invoked_ms:
+                yield f"attempt {it.number} of {it.request_id} was refused with {it.code}"
+

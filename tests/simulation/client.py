@@ -83,8 +83,6 @@ class Client:
         self._counts = counts
         self._positions: list[int] = [0]
         self._leaving = plan.leaves_after
-        self.calm = False
-        """All is well: nothing may be refused now for want of the log."""
 
     def _count(self, what: str) -> None:
         self._counts[what] += 1

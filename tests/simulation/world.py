@@ -81,6 +81,7 @@ class World:
         self.history = History(
             total_seconds=plan.limits.total_seconds,
             claim_life_seconds=plan.limits.claim_life_seconds,
+            trimmed=plan.trims,
         )
         self.history.stored, self.history.commits = self.cluster.archive, self.cluster.commits
         self.workers: dict[str, WorkerProcess] = {}
@@ -258,8 +259,6 @@ class World:
             if life.done() and not life.cancelled() and life.exception() is not None:
                 self.history.broken.append(f"{life.get_name()} raised {life.exception()!r}")
         self._check_slots()
-        for client in self.clients:
-            client.calm = True
         audit = loop.spawn(loop.process("auditor"), self._audit())
         await self._until(audit.done, 30.0, "an audit did not end")
 
