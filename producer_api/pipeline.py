@@ -141,7 +141,8 @@ class Pipeline:
         key: Key = (draft.tenant, request_id)
         parts = parse_request_id(request_id)
         box: Mailbox | None = None
-        if parts.reply_partition in self._router.home and self._placement.just_made(parts.time_ms):
+        new = self._placement.just_made(parts.time_ms) and not self._router.watches(key)
+        if parts.reply_partition in self._router.home and new:
             box = Mailbox(key, self.limits.mailbox_events, self.limits.mailbox_bytes)
             self._router.watch(box)
         stream = self._stream(key, box)
