@@ -56,7 +56,7 @@ def make_plan(seed: int, size: float = 1.0) -> WorldPlan:
         start_seconds=min(total_s, draw.choice([5.0, 8.0])),
         first_token_seconds=min(total_s, 8.0),
         total_seconds=total_s,
-        deadline_margin_seconds=1.0,
+        deadline_margin_seconds=3.0,
         publish_seconds=draw.choice([1.5, 3.0]),
         clock_skew_seconds=2.0,
         reply_retention_seconds=3 * total_s if trims else 60.0,
@@ -106,6 +106,7 @@ def _draw_draft(plan: WorldPlan, draw: random.Random, number: int, tenant: str) 
         n=draw.choice([1, 1, 1, 2, 3]),
         stop=stop,
         logprobs=draw.choice([None, None, None, 1]),
+        presence_penalty=0.5 if draw.random() < 0.05 else 0.0,
     )
     budgets = Deadlines(
         start_seconds=plan.limits.start_seconds,

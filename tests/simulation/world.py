@@ -20,7 +20,9 @@ from consumers.inference.settings import WorkerSettings
 from core.errors import InferlogError
 from runtime.metrics import Metrics
 from tests.checker.history import Fault, History
-from tests.checker.rules import Violation, check
+from tests.checker.rules import Violation, judge
+from tests.checker.topics_read import read_topics
+from tests.simulation.branches import counting
 from tests.simulation.client import Client
 from tests.simulation.cluster import CALM, Cluster
 from tests.simulation.connection import SimLog, qs_of
@@ -258,7 +260,6 @@ class World:
         for life in lives:
             if life.done() and not life.cancelled() and life.exception() is not None:
                 self.history.broken.append(f"{life.get_name()} raised {life.exception()!r}")
-        self._check_slots()
         audit = loop.spawn(loop.process("auditor"), self._audit())
         await self._until(audit.done, 30.0, "an audit did not end")
 
@@ -283,7 +284,7 @@ class World:
         return len(owned) == everything and all(it.ready for it in self.replicas.values())
 
     def _at_rest(self) -> bool:
-        """Everything on the request topics is committed."""
+        """Everything on the request topics is committed, and no slot is taken."""
         topics = [request_topic("default", tier) for tier in self.plan.tiers]
         for q in qs_of(self.cluster, topics):
             group = self.groups.get(f"inferlog.{q.topic}")
@@ -291,17 +292,16 @@ class World:
             end = self.cluster.memory._topic(q.topic).end(q.index)
             if (committed.offset if committed else 0) < end:
                 return False
-        return True
+        return self._slots_are_free()
 
-    def _check_slots(self) -> None:
+    def _slots_are_free(self) -> bool:
         """I8: nothing runs on for nobody."""
         for it in self.workers.values():
             if it.running and it.service is not None and it.service.worker is not None:
                 scheduler = it.service.worker.scheduler
                 if scheduler.running or scheduler.waiting():
-                    self.history.broken.append(
-                        f"{it.name} still runs {scheduler.running}, holds {scheduler.waiting()}"
-                    )
+                    return False
+        return True
 
     async def _until(self, holds: Callable[[], bool], limit_s: float, otherwise: str) -> None:
         until_s = self.loop.time() + limit_s
@@ -359,11 +359,14 @@ def _run(world: World) -> Outcome:
         usage_partitions=1,
     )
     try:
-        with _virtual(world):
+        with _virtual(world), counting(world.counts):
             world.cluster.create(catalogue("default", settings))
             loop.run_until_complete(world.live())
             virtual_s, digest = loop.time() - START_S, loop.digest
-            violations = check(world.history)
+            read = read_topics(world.history)
+            violations = judge(world.history, read)
+            world.counts["zombie spoke behind a fence"] += read.replies.hidden
+            world.counts["copy spoke unseen"] += read.replies.elsewhere
             world.history.stored = list(world.cluster.archive)
             unhandled = list(loop.unhandled)
             loop.take_down()
