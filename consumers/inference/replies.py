@@ -56,6 +56,7 @@ class ReplyWriter:
 
     def __init__(self, log: Log, on_failure: Callable[[], None]) -> None:
         self.acknowledged: dict[int, int] = {}
+        self.failures_count = 0
         self._log = log
         self._on_failure = on_failure
         self._appender: Appender | None = None
@@ -139,6 +140,7 @@ class ReplyWriter:
         appender, self._appender = self._appender, None
         self._buffers.clear()
         if appender is not None:
+            self.failures_count += 1
             _log.warning("a publish to replies failed or is in doubt: %s", error)
             closing = asyncio.ensure_future(appender.close(0.0))
             self._closing = closing  # keeps a reference until it is done

@@ -46,7 +46,7 @@ class TierConsumer:
         span_offsets: int,
         skew_ms: int,
     ) -> None:
-        incarnation, self.fence_tail, writer = ownership_parts
+        incarnation, self.fence_tail, self._writer = ownership_parts
         self.tier = tier
         self.topic = request_topic(pool, tier)
         self.group = f"inferlog.{self.topic}"
@@ -56,7 +56,7 @@ class TierConsumer:
         self._log = log
         self._host = host
         self.ownership = Ownership(
-            log, self.group, incarnation, self.fence_tail, writer, span_offsets
+            log, self.group, incarnation, self.fence_tail, self._writer, span_offsets
         )
         self._session_seconds = session_timeout_seconds
         self._span_offsets = span_offsets
@@ -176,10 +176,15 @@ class TierConsumer:
         await self._commits.commit_unchanged(frozenset(self._wanted))
 
     async def _acquire(self, qs: frozenset[Partition]) -> None:
+        failures_count = self._writer.failures_count
         acquired = await self.ownership.acquire(qs)
         for q, owned in acquired.items():
             if owned.tracker.next < owned.suspect_end:
                 await self._host.cover_cancels(await self._append_time_ms(q, owned) - self._skew_ms)
+        if self._writer.failures_count != failures_count:
+            # Another tier's publish failed meanwhile. What is not owned yet is not told of it, and
+            # would speak through a writer that is broken: nobody would hear, and nobody would know.
+            raise LogError("a publish failed while the partitions were taken over")
         for q, owned in acquired.items():
             self.owned[q] = owned
             self._wanted.discard(q)
