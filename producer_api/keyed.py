@@ -1,6 +1,5 @@
 """Submitting under an Idempotency-Key: one visible execution per key, the same answer for all."""
 
-from collections import OrderedDict
 from typing import Protocol
 
 from core.errors import Refusal
@@ -16,9 +15,6 @@ from runtime.metrics import Metrics
 from schemas.ids import parse_request_id
 from schemas.operations import Claim
 from topics.ports import Partition, parse_partition
-
-
-PUBLISHED_AGAIN_MAX = 10_000
 
 
 class RequestPath(Protocol):
@@ -55,7 +51,6 @@ class KeyedSubmitter:
         self._path = path
         self._clock = clock
         self._metrics = metrics
-        self._published_again: OrderedDict[str, None] = OrderedDict()
 
     async def submit(
         self, draft: Draft, wanted: IdempotencyKey, traceparent: str | None
@@ -116,12 +111,6 @@ class KeyedSubmitter:
                 snapshot = await self._snapshot(draft.tenant, request_id)
                 if snapshot is None:
                     return await self._take_over(draft, live, traceparent)
-        if snapshot.state == "queued" and self._may_be_missing(live):
-            again = await self._take_over(draft, live, traceparent)
-            self._published_again[request_id] = None
-            if len(self._published_again) > PUBLISHED_AGAIN_MAX:
-                self._published_again.popitem(last=False)
-            return again
         if snapshot.state not in ("queued", "in_progress"):
             self._metrics.claims.labels("replayed").inc()
             stream = await self._path.open(draft.tenant, request_id)
@@ -140,17 +129,6 @@ class KeyedSubmitter:
             if refusal.code == "not_found":
                 return None
             raise
-
-    def _may_be_missing(self, live: Judged) -> bool:
-        """Whether a request that is said to be queued should be published once more.
-
-        `Accepted` and the request go to two partitions side by side: when only the former landed,
-        nothing will ever run, and every retry would be told to wait. A copy of one that does wait
-        is completed with it. Once per replica and request, so that retries are no load.
-        """
-        claimed_s = (self._clock.now_ms() - live.append_ms) / 1000
-        lease_s = self._path.limits.claim_lease_seconds
-        return claimed_s > lease_s and live.claim.request_id not in self._published_again
 
     async def _take_over(self, draft: Draft, live: Judged, traceparent: str | None) -> Submission:
         """A claim without a request: its replica may have died between the two."""
