@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from tests.checker.history import Commit, Stored
-from tests.simulation.loop import EPOCH_MS, START_S, Process, SimLoop
+from tests.simulation.loop import EPOCH_MS, PROCESS, START_S, Process, SimLoop
+from topics.fence_tail import FENCES
 from topics.memory import MemoryLog
 from topics.ports import LogError, Partition, Record, TopicSpec
 
@@ -54,6 +55,10 @@ class Cluster:
         self.away = False
         self.fences_fail = 0
         """So many fences on `replies` are yet to be lost, the others of their owner stored."""
+        self.requests_fail = 0
+        """So many request records are yet to be refused; what goes beside them is stored."""
+        self.deaf: dict[int, str] = {}
+        """Processes whose questions (`all`) or whose tail of `fences` alone hears nothing."""
         self.archive: list[Stored] = []
         self.commits: list[Commit] = []
         self.counts: Counter[str] = Counter()
@@ -107,6 +112,10 @@ class Cluster:
             self.fences_fail -= 1
             self.counts["fence lost"] += 1
             return "append_lost" if self.random.random() < 0.5 else "refused"
+        if self.requests_fail and record.topic.startswith("requests."):
+            self.requests_fail -= 1
+            self.counts["request refused"] += 1
+            return "refused"
         if weather is CALM:
             return None
         draw = self.random.random()
@@ -123,6 +132,9 @@ class Cluster:
         """There, the broker's answer, and back. Raises LogError if it is away for too long."""
         if self.random.random() < 0.6:
             await asyncio.sleep(self.latency_s())
+        if self.hears("all") is False:
+            await asyncio.sleep(0.3)
+            raise LogError("no answer")
         await self.reachable()
         found = answer()
         await asyncio.sleep(self.latency_s())
@@ -147,6 +159,11 @@ class Cluster:
             self._back.append(waiter)
             await waiter
 
+    def hears(self, what: str) -> bool:
+        """Whether the process that asks is told anything (`all`), or of fences (`fences`)."""
+        known = self.deaf.get(id(PROCESS.get(self.loop.world)))
+        return known is None or known not in {what, "all"}
+
     # --- records
 
     def create(self, specs: Sequence[TopicSpec]) -> None:
@@ -167,6 +184,8 @@ class Cluster:
     def take(self, positions: Mapping[Partition, int], max_records: int) -> list[Record]:
         """What lies there: partitions in any order, now and then only a part."""
         if self.away or not positions:
+            return []
+        if self.deaf and FENCES in positions and not self.hears("fences"):
             return []
         wanted = sorted(positions)
         if len(wanted) > 1:

@@ -327,11 +327,12 @@ class SimMember:
         answered: asyncio.Future[None] = loop.create_future()
         member_id, generation = self._id, self._generation
         unknown = cluster.random.random() < cluster.weather.commit_unknown
+        deaf = not cluster.hears("all")
 
         def arrive() -> None:
             error: LogError | None = None
             try:
-                if cluster.away:
+                if cluster.away or deaf:
                     raise LogError("the broker is away")
                 self._group.commit(member_id, generation, offsets)
             except LogError as problem:

@@ -22,9 +22,9 @@ from core.idempotency import ClaimBook
 from core.offsets import OffsetTracker
 from core.recovery import Fold, Resume
 from core.runs import Logged
-from core.scheduler import Scheduler
 from core.stream import Reader
-from producer_api.keyed import KeyedSubmitter
+from producer_api.publisher import Publisher
+from producer_api.reply_router import ReplyRouter
 from producer_api.streams import ReplyStream
 
 Mutation = Callable[[contextlib.ExitStack], None]
@@ -156,17 +156,6 @@ def accept_other_origins(stack: contextlib.ExitStack) -> None:
 
 
 @mutation
-def accept_any_end(stack: contextlib.ExitStack) -> None:
-    """(nocount) A terminal is accepted whatever it counts."""
-
-    def accept(state: Any, event: Any) -> Any:
-        state.terminal = event
-        return event
-
-    _put(stack, Reader, "_accept_terminal", staticmethod(accept))
-
-
-@mutation
 def repeat_after_overflow(stack: contextlib.ExitStack) -> None:
     """A reader that lost its mailbox is told everything again."""
 
@@ -241,17 +230,6 @@ def drop_work_keep_offsets(stack: contextlib.ExitStack) -> None:
             self.member.pause(q for q in qs if q in self.assigned)
 
     _put(stack, TierConsumer, "_forget", forget)
-
-
-@mutation
-def attach_what_spoke(stack: contextlib.ExitStack) -> None:
-    """(attachspoken) A copy that may be the visible one is completed with another."""
-
-    def arrive(self: Scheduler, work: Any, now_s: float, commands: Any) -> None:
-        work.spoken = False
-        old(self, work, now_s, commands)
-
-    old = _put(stack, Scheduler, "_arrive", arrive)
 
 
 # --- publishing and committing
@@ -433,7 +411,28 @@ def resume_without_position(stack: contextlib.ExitStack) -> None:
 
 
 @mutation
-def accepted_is_enough(stack: contextlib.ExitStack) -> None:
-    """A key whose request never reached its topic is waited for."""
-    _put(stack, KeyedSubmitter, "_may_be_missing", lambda *_: False)
+def accepted_side_by_side(stack: contextlib.ExitStack) -> None:
+    """Under a key as without one: `Accepted` may land, and the request not."""
 
+    async def publish(self: Publisher, *args: Any, keyed: bool) -> None:
+        del keyed
+        await old(self, *args, keyed=False)
+
+    old = _put(stack, Publisher, "publish", publish)
+
+
+@mutation
+def one_id_two_mailboxes(stack: contextlib.ExitStack) -> None:
+    """The second mailbox of an id takes the events of the first."""
+    _put(stack, ReplyRouter, "watches", lambda *_: False)
+
+
+@mutation
+def speak_while_broken(stack: contextlib.ExitStack) -> None:
+    """A takeover does not notice that the writer broke meanwhile."""
+
+    def fail(self: ReplyWriter, error: Any) -> None:
+        old(self, error)
+        self.failures_count = 0
+
+    old = _put(stack, ReplyWriter, "_fail", fail)

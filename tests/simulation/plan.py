@@ -44,6 +44,7 @@ class WorldPlan:
     troubles: list[Trouble] = field(default_factory=list)
     offsets_ms: list[int] = field(default_factory=list)
     trims: bool = False
+    cancels: bool = False
 
 
 def make_plan(seed: int, size: float = 1.0) -> WorldPlan:
@@ -51,6 +52,8 @@ def make_plan(seed: int, size: float = 1.0) -> WorldPlan:
     draw = random.Random(f"{seed}/plan")
     trims = draw.random() < 0.12
     keys = draw.random() < 0.2
+    exact = draw.random() < 0.3
+    cancels = draw.random() < 0.15
     total_s = draw.choice([4.0, 6.0]) if trims else draw.choice([8.0, 12.0, 20.0])
     limits = Limits(
         start_seconds=min(total_s, draw.choice([5.0, 8.0])),
@@ -58,7 +61,8 @@ def make_plan(seed: int, size: float = 1.0) -> WorldPlan:
         total_seconds=total_s,
         deadline_margin_seconds=3.0,
         publish_seconds=draw.choice([1.5, 3.0]),
-        clock_skew_seconds=2.0,
+        # where all clocks agree, readers that start late start as late as they can
+        clock_skew_seconds=0.05 if exact else 2.0,
         reply_retention_seconds=3 * total_s if trims else 60.0,
         claim_life_seconds=draw.choice([1.0, 6.0]) if keys else 60.0,
         claim_lease_seconds=draw.choice([0.2, 0.6, 1.5]),
@@ -76,14 +80,19 @@ def make_plan(seed: int, size: float = 1.0) -> WorldPlan:
         request_partitions=draw.choice([1, 2, 2, 3]),
         reply_partitions=draw.choice([1, 2, 2, 3]),
         slots=draw.choice([2, 3, 8]),
-        tokens_per_second=draw.choice([8.0, 20.0, 50.0]),
+        tokens_per_second=8.0 if cancels else draw.choice([8.0, 20.0, 50.0]),
         ttft_ms=draw.choice([5.0, 60.0]),
         session_s=draw.choice([1.0, 1.5, 2.5]),
         chaos_s=draw.uniform(2.5, 6.0) * (3.0 if trims or keys else 1.0),
         trims=trims,
+        cancels=cancels,
     )
-    plan.offsets_ms = [draw.choice([0, 0, 0, -1500, 700, 1800]) for _ in range(12)]
+    plan.offsets_ms = [
+        0 if exact else draw.choice([0, 0, 0, -1500, 700, 1800]) for _ in range(12)
+    ]
     _draw_clients(plan, draw, max(1, int(draw.randint(4, 12) * size)), keys)
+    if keys and not trims:
+        _draw_rivals(plan, draw)
     _draw_batches(plan, draw, max(0, int(draw.randint(0, 5) * size)))
     _draw_troubles(plan, draw)
     return plan
@@ -93,7 +102,7 @@ def _draw_draft(plan: WorldPlan, draw: random.Random, number: int, tenant: str) 
     total_s = plan.limits.total_seconds
     # answers of up to a third of the time there is: what is slower by a takeover still ends in time
     longest = max(2, int(plan.tokens_per_second * total_s / 6))
-    tokens = draw.choice([1, 2, 5, min(12, longest), longest])
+    tokens = longest if plan.cancels else draw.choice([1, 2, 5, min(12, longest), longest])
     prompt = f"prompt {number} of {plan.seed} " + "word " * draw.randint(0, 3)
     chat = draw.random() < 0.5
     stop: tuple[str, ...] = ()
@@ -143,7 +152,9 @@ def _draw_clients(plan: WorldPlan, draw: random.Random, count: int, keys: bool) 
             attach=draw.random() < 0.7,
             resumable=draw.random() < 0.6,
             leaves_after=draw.randint(1, 6) if draw.random() < 0.4 else None,
-            cancels_after_s=draw.uniform(0.05, 2.0) if draw.random() < 0.15 else None,
+            cancels_after_s=draw.uniform(0.05, 2.0)
+            if draw.random() < (0.7 if plan.cancels else 0.12)
+            else None,
             patience_s=draw.choice([0.8, 3.0, 5.0]),
             steps_back=draw.choice([0, 0, 1, 3]),
         )
@@ -162,6 +173,36 @@ def _draw_clients(plan: WorldPlan, draw: random.Random, count: int, keys: bool) 
             plan.clients.append(
                 same_request(it, number, it.at_s + draw.choice([0.0, 0.01, 0.5, 3.0]))
             )
+
+
+def _draw_rivals(plan: WorldPlan, draw: random.Random) -> None:
+    """Two that claim one key at once, the loser for longer; a third comes when the winner's ends."""
+    at_s = draw.uniform(0.1, 1.0)
+    tenant = draw.choice(TENANTS)
+    short = Deadlines(start_seconds=0.5, first_token_seconds=0.5, total_seconds=0.5)
+    life_s = max(plan.limits.claim_life_seconds, 1.0 + plan.limits.deadline_margin_seconds)
+    for number, delay_s, deadlines in (
+        (901, 0.0, short),
+        (902, draw.choice([0.0, 0.003]), None),
+        (903, life_s + draw.uniform(0.2, 2.0), None),
+    ):
+        draft = _draw_draft(plan, random.Random(f"{plan.seed}/rivals"), 900, tenant)
+        long = Deadlines(
+            start_seconds=plan.limits.start_seconds,
+            first_token_seconds=plan.limits.first_token_seconds,
+            total_seconds=plan.limits.total_seconds,
+        )
+        plan.clients.append(
+            Plan(
+                number=number,
+                at_s=at_s + delay_s,
+                draft=replace(draft, deadlines=deadlines or long),
+                mode="stream",
+                key="rivals",
+                attach=True,
+                resumable=True,
+            )
+        )
 
 
 def _draw_batches(plan: WorldPlan, draw: random.Random, count: int) -> None:
@@ -199,7 +240,13 @@ KINDS = (
     "weather",
     "storm",
     "fences fail",
+    "request refused",
     "blink",
+    "deaf worker",
+    "deaf worker",
+    "fence-deaf worker",
+    "ghost",
+    "ghost",
 )
 
 
@@ -214,6 +261,10 @@ def _draw_troubles(plan: WorldPlan, draw: random.Random) -> None:
         elif kind == "weather":
             seconds = draw.uniform(0.5, 3.0)
             weather = _draw_weather(draw)
+        elif kind.endswith("deaf worker"):
+            seconds = plan.session_s * draw.uniform(0.6, 1.5)
+        elif kind == "ghost":
+            seconds = draw.choice([0.0, 0.05, 0.3])
         elif kind == "blink":
             seconds = draw.uniform(0.01, 0.3)  # out of the group and back, as rebalances do
         plan.troubles.append(Trouble(draw.uniform(0.2, plan.chaos_s), kind, seconds, weather))
@@ -226,5 +277,5 @@ def _draw_weather(draw: random.Random) -> Weather:
         ["ack_lost", "append_lost", "append_late", "refused", "duplicate", "commit_unknown", "slow"],
         draw.choice([1, 2, 3]),
     ):
-        setattr(weather, name, draw.choice([0.01, 0.05, 0.15]))
+        setattr(weather, name, draw.choice([0.01, 0.05, 0.15, 0.4]))
     return weather

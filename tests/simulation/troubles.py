@@ -1,10 +1,16 @@
 """What happens to a world: one function that knows every kind of trouble."""
 
+import asyncio
 from typing import TYPE_CHECKING
 
+from schemas.codec import encode
+from schemas.fences import Acquired
+from schemas.replies import Fence
 from tests.simulation.cluster import Cluster, Weather
+from tests.simulation.connection import SimLog, qs_of
 from tests.simulation.plan import Trouble
-from topics.catalogue import request_topic
+from topics.catalogue import FENCES, REPLIES, request_topic
+from topics.ports import LogError
 
 if TYPE_CHECKING:
     from tests.simulation.world import World, WorkerProcess
@@ -46,6 +52,11 @@ def make_trouble(world: "World", trouble: Trouble) -> None:
         world.counts[kind] += 1
         for number in range(4):
             loop.call_for(loop.world, 0.4 * number, _shake, world)
+    elif kind == "request refused":
+        world.cluster.requests_fail = 1
+    elif kind == "ghost":
+        world.counts[kind] += 1
+        loop.spawn(loop.process("ghost"), _haunt(world, seconds))
     elif kind == "fences fail":
         world.counts[kind] += 1
         world.cluster.fences_fail = 1
@@ -61,6 +72,12 @@ def _trouble_worker(world: "World", it: "WorkerProcess", trouble: Trouble) -> No
         loop.call_for(loop.world, trouble.seconds, loop.wake, it.process)
     elif trouble.kind == "retire worker":
         world.retire_worker(it)
+    elif trouble.kind in {"deaf worker", "fence-deaf worker"}:
+        # it goes on for as long as it may without a commit; the others have its work at once
+        world.cluster.deaf[id(it.process)] = "all" if trouble.kind == "deaf worker" else "fences"
+        loop.call_for(loop.world, trouble.seconds, world.cluster.deaf.pop, id(it.process), None)
+        if trouble.kind == "deaf worker":
+            _expel(world, it)
     else:
         _expel(world, it)
 
@@ -71,6 +88,31 @@ def _expel(world: "World", it: "WorkerProcess") -> None:
     for tier in it.service._tiers:
         if tier.member is not None and tier.group in world.groups:
             world.groups[tier.group].leave(tier.member.member_id)
+
+
+async def _haunt(world: "World", seconds: float) -> None:
+    """A worker that slept while it took partitions over: it wakes, fences them, and is gone.
+
+    Its A is higher than the owner's, so that what the owner says behind its fence is invisible.
+    """
+    chance, memory = world.random, world.cluster.memory
+    log = SimLog(world.cluster, world.groups, world.loop.process("ghost"))
+    topic = request_topic("default", chance.choice(world.plan.tiers))
+    qs = tuple(sorted(str(q) for q in qs_of(world.cluster, [topic])))[: chance.choice([1, 3])]
+    replies = qs_of(world.cluster, [REPLIES])
+    try:
+        ends = await log.end_offsets(replies)
+        a = Acquired(qs=qs, incarnation="ghost", ends=tuple(ends[p] for p in replies))
+        appender = await log.appender()
+        epoch = (await appender.append(FENCES, 0, encode(a))).offset
+        if epoch < 0:
+            return
+        for index in range(memory.size(REPLIES)):
+            if chance.random() < 0.9:
+                await asyncio.sleep(seconds * chance.random())
+                await appender.append(REPLIES, index, encode(Fence(epoch=epoch, qs=qs)))
+    except LogError:
+        return
 
 
 def _shake(world: "World") -> None:

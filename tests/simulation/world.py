@@ -266,6 +266,7 @@ class World:
     def _heal(self) -> None:
         self.peaceful = True
         self.cluster.weather = CALM
+        self.cluster.deaf.clear()
         if self.cluster.away:
             self.cluster.start()
         for process in self.loop.processes:
