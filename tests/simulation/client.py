@@ -26,7 +26,7 @@ RETRYABLE = {
     "too_many_claims",
     "too_many_streams",
 }
-TRIES_MAX = 40
+TRIES_MAX = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,7 @@ class Client:
 
     async def _ask_on(self) -> None:
         plan = self.plan
-        for _ in range(TRIES_MAX):
+        for tried in range(TRIES_MAX):
             if self.request_id is None:
                 await self._submit()
             elif plan.mode == "background":
@@ -109,7 +109,8 @@ class Client:
                 await self._resume()
             if self.ended is not None:
                 return
-            await asyncio.sleep(0.05 + 0.4 * self._random.random())
+            # a claim without a request may answer 409 for as long as a run could take
+            await asyncio.sleep((0.05 + 0.4 * self._random.random()) * (1 + tried / 8))
         self._history.broken.append(f"{plan.name} gave up on {self.request_id}")
 
     # --- one call each
