@@ -7,7 +7,16 @@ from core.stream import Visible
 from producer_api.streams import ReplyStream
 from schemas.ids import parse_request_id
 from schemas.replies import Accepted, Cancelled, Expired, Failed, Finished, Started
-from schemas.requests import CHAT, Body, Deadlines, Endpoint, Request, RequestInfo, Tier
+from schemas.requests import (
+    CHAT,
+    Body,
+    Deadlines,
+    Endpoint,
+    Request,
+    RequestInfo,
+    ResponseEcho,
+    Tier,
+)
 
 State = Literal["queued", "in_progress", "completed", "failed", "cancelled", "expired"]
 
@@ -24,6 +33,7 @@ class Draft:
     deadlines: Deadlines = field(default_factory=Deadlines)
     stream: bool = False
     include_usage: bool = False
+    response: ResponseEcho | None = None
 
     def request(self, request_id: str, pool: str) -> Request:
         """The record for it."""
@@ -38,6 +48,7 @@ class Draft:
             deadlines=self.deadlines,
             stream=self.stream,
             include_usage=self.include_usage,
+            response=self.response,
         )
 
 

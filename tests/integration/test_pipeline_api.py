@@ -211,20 +211,6 @@ async def test_another_replica_tells_status_and_answer_while_it_runs_and_after(
         await stream.close()
 
 
-@pytest.mark.parametrize("after", [0, 1, 3, 4, 5])
-async def test_a_stream_goes_on_after_any_position_without_loss_or_repetition(
-    place: Place, after: int
-) -> None:
-    home, other = await place.replica(), await place.replica()
-    submission = await home.submit(place.draft())
-    await submission.stream.close()
-    await place.worker.answer(await place.worker.take(), WORDS)
-    stream = await other.open(place.tenant, submission.request_id, after=after)
-    assert text_of(await drained(stream)) == "".join(WORDS[after:])
-    assert stream.position == 5
-    await stream.close()
-
-
 async def test_many_streams_of_one_request_get_the_same(place: Place) -> None:
     home, other = await place.replica(), await place.replica()
     submission = await home.submit(place.draft())

@@ -68,7 +68,7 @@ def test_ids_do_not_depend_on_how_events_came() -> None:
 
 
 def test_a_resumed_stream_has_no_role_and_goes_on_counting() -> None:
-    got = render(info(), tokens(2, text="cd", seq=3), after=3)
+    got = render(info(), tokens(3, text="abc"), tokens(2, text="cd", seq=3), after=3)
     assert [(place, it["choices"][0]["delta"]) for place, it in got] == [(5, {"content": "cd"})]
 
 
