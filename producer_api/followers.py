@@ -77,7 +77,7 @@ class Followers:
         self._metrics = metrics
         self._scans: defaultdict[int, list[SharedScan]] = defaultdict(list)
         self._waiting: defaultdict[int, list[Member]] = defaultdict(list)
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[SharedScan, asyncio.Task[None]] = {}
         self._closed = False
 
     def follow(self, key: Key, *, skip: int = 0) -> Following:
@@ -112,6 +112,10 @@ class Followers:
             waiting.remove(member)
         for scan in self._scans[partition]:
             scan.leave(member)
+            if not scan.members and not scan.ended:
+                # it would wait for the next record, and keep a place that others wait for
+                scan.ended = True
+                self._tasks[scan].cancel()
 
     # --- scans
 
@@ -158,8 +162,9 @@ class Followers:
         self._scans[partition].append(scan)
         self._count_scans()
         task = asyncio.create_task(self._run(partition, scan), name=f"scan-{partition}")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[scan] = task
+        # not in the task itself: one that is cancelled before it began never runs
+        task.add_done_callback(lambda _: self._end(partition, scan))
 
     async def _run(self, partition: int, scan: SharedScan) -> None:
         try:
@@ -169,10 +174,12 @@ class Followers:
             for members in scan.members.values():
                 for member in members:
                     member.fail(InferlogError("a scan failed"))
-        finally:
-            self._scans[partition].remove(scan)
-            self._count_scans()
-            self._begin_scans()
+
+    def _end(self, partition: int, scan: SharedScan) -> None:
+        self._scans[partition].remove(scan)
+        del self._tasks[scan]
+        self._count_scans()
+        self._begin_scans()
 
     def _count_scans(self) -> None:
         self._metrics.log_scans_running.set(sum(len(it) for it in self._scans.values()))
@@ -189,13 +196,13 @@ class Followers:
                     other.adopt(scan)
                     break
                 scan.meet_at = other.position
-        if self._waiting[partition]:
+        if any(self._waiting.values()):
             self._begin_scans()
 
     async def close(self) -> None:
         """Ends every scan."""
         self._closed = True
-        tasks = list(self._tasks)
+        tasks = list(self._tasks.values())
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -89,7 +89,11 @@ def test_the_numbers_are_those_of_the_page() -> None:
     ]
 
 
-@given(st.lists(st.integers(1, 4), max_size=6), st.lists(st.integers(1, 3)), st.sampled_from(sorted(ENDS)))
+@given(
+    st.lists(st.integers(1, 4), max_size=6),
+    st.lists(st.integers(1, 3)),
+    st.sampled_from(sorted(ENDS)),
+)
 def test_numbers_agree_however_events_are_read(sizes: list[int], cuts: list[int], end: str) -> None:
     """Two replicas, one of which reads pieces: the same numbers, and the same text up to each."""
     events = answer(sizes, end)
