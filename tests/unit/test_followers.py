@@ -19,8 +19,8 @@ from schemas.replies import Accepted, Cancelled, Events, Started, Tokens
 from schemas.requests import CHAT, RequestInfo
 from topics.catalogue import REPLIES, TopicSettings, catalogue
 from topics.fence_tail import FenceTail
-from topics.memory import MemoryAppender, MemoryLog
-from topics.ports import LogError, OffsetOutOfRange, Tail
+from topics.memory import MemoryAppender, MemoryLog, MemoryTail
+from topics.ports import LogError, OffsetOutOfRange
 
 INFO = RequestInfo(endpoint=CHAT, model="m", tier="standard")
 LIMITS = Limits()
@@ -34,7 +34,7 @@ class CountingLog(MemoryLog):
         self.open, self.most, self.opened = 0, 0, 0
         self.failing: type[LogError] | None = None
 
-    async def tail(self, positions: Any) -> Tail:
+    async def tail(self, positions: Any) -> MemoryTail:
         tail = await super().tail(positions)
         if all(it.topic != REPLIES for it in positions):
             return tail
@@ -71,7 +71,7 @@ class Place:
             self.log,
             self._fences,
             dataclasses.replace(LIMITS, **limits),
-            Metrics(),  # type: ignore[arg-type]
+            Metrics(),
         )
         self.made.append(made)
         return made

@@ -27,7 +27,8 @@ class Place:
         return ResultCache(limits, self.metrics, lambda: self.now_s)
 
     def bytes(self) -> float:
-        return self.metrics.result_cache_bytes._value.get()
+        held: float = self.metrics.result_cache_bytes._value.get()
+        return held
 
 
 @pytest.fixture
