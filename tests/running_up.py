@@ -1,6 +1,5 @@
 """`inferlog up` as a process of its own, with its replicas' addresses: for tests that kill them."""
 
-import json
 import os
 import signal
 import subprocess
@@ -8,6 +7,8 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+import psutil
 
 from inferlog.local_ports import any_free
 
@@ -67,9 +68,13 @@ class RunningUp:
         return [f"http://127.0.0.1:{self.port + 1 + index}" for index in range(REPLICAS)]
 
     def kill_replica(self, index: int) -> None:
-        """SIGKILL; it is started again after a while."""
-        pids = json.loads((self.folder / "up.json").read_text())["pids"]
-        os.kill(pids[f"api-{index}"], signal.SIGKILL)
+        """SIGKILL to whoever listens on its own port; it is started again after a while."""
+        for child in psutil.Process(self.process.pid).children(recursive=True):
+            ports = {it.laddr.port for it in child.net_connections() if it.status == "LISTEN"}
+            if self.port + 1 + index in ports:
+                child.kill()
+                return
+        raise AssertionError(f"replica {index} is not there")
 
     def stop(self) -> None:
         """Ends it and all that it started."""
