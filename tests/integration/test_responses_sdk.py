@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import hashlib
+import json
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -125,7 +126,8 @@ async def test_background_is_polled_on_any_replica(clients: list[AsyncOpenAI]) -
         model=MODEL, input="later", max_output_tokens=10, background=True
     )
     assert response.status == "queued"
-    turn, seen = 0, {response.status}
+    turn = 0
+    seen: set[str | None] = set()
     while response.status in ("queued", "in_progress"):
         await asyncio.sleep(0.1)
         turn += 1
@@ -252,62 +254,69 @@ async def test_the_pipelines_own_routes_take_a_response(up: RunningUp) -> None:
     assert status["response"]["output"][0]["content"][0]["text"] == expected("inner", 3)
 
 
-async def test_two_hundred_streams_outlive_the_replica_they_are_read_from(up: RunningUp) -> None:
-    """Killed with SIGKILL: each goes on where it was, with no gap and nothing twice."""
-    count, length = 200, 60
-    headers = {"Authorization": f"Bearer {up.key}"}
-    limits = httpx.Limits(max_connections=None)
-    reached, going = 0, asyncio.Event()
+class Reader:
+    """A client that goes on behind the last event it has, on the other replica."""
 
-    async def read(http: httpx.AsyncClient, number: int) -> str:
-        nonlocal reached
-        body = {
+    def __init__(self, up: RunningUp, http: httpx.AsyncClient, prompt: str, length: int) -> None:
+        self._replicas = up.replicas
+        self._http = http
+        self._body = {
             "model": MODEL,
-            "messages": [{"role": "user", "content": f"stream {number}"}],
+            "messages": [{"role": "user", "content": prompt}],
             "max_tokens": length,
             "stream": True,
         }
-        prefer = {"Prefer": "inferlog=resumable"}
-        text, last, request_id, done = "", "", "", False
-        for turn in range(20):
-            base = up.replicas[turn % 2]
-            if request_id:
-                url = f"{base}/v1/requests/{request_id}/stream"
-                call = http.stream("GET", url, headers={"Last-Event-ID": last or "0"})
-            else:
-                url = f"{base}/v1/chat/completions"
-                call = http.stream("POST", url, json=body, headers=prefer)
-            try:
-                async with call as answer:
-                    assert answer.status_code == 200, await answer.aread()
-                    request_id = answer.headers["x-request-id"]
-                    position = last
-                    async for line in answer.aiter_lines():
-                        name, _, value = line.partition(": ")
-                        if name == "id":
-                            position = value
-                        elif name == "data" and value == "[DONE]":
-                            done = True
-                        elif name == "data":
-                            delta = httpx.Response(200, text=value).json()["choices"][0]["delta"]
-                            text += delta.get("content", "")
-                            last = position
-                            if int(last) == 3 and turn == 0:
-                                reached += 1
-                                if reached == count:
-                                    going.set()
-            except httpx.TransportError:
-                await asyncio.sleep(0.2)
-            if done:
-                break
-        assert done
-        return text
+        self._request_id = ""
+        self._last = "0"
+        self._done = False
+        self.text = ""
+        self.turns = 0
+        self.under_way = asyncio.Event()
 
+    async def read(self) -> None:
+        while not self._done and self.turns < 20:
+            with contextlib.suppress(httpx.TransportError):
+                async with self._call(self._replicas[self.turns % 2]) as answer:
+                    assert answer.status_code == 200, await answer.aread()
+                    self._request_id = answer.headers["x-request-id"]
+                    await self._take(answer)
+            self.turns += 1
+        assert self._done
+
+    def _call(self, base: str) -> Any:
+        if self._request_id:
+            url = f"{base}/v1/requests/{self._request_id}/stream"
+            return self._http.stream("GET", url, headers={"Last-Event-ID": self._last})
+        url, prefer = f"{base}/v1/chat/completions", {"Prefer": "inferlog=resumable"}
+        return self._http.stream("POST", url, json=self._body, headers=prefer)
+
+    async def _take(self, answer: httpx.Response) -> None:
+        position = self._last
+        async for line in answer.aiter_lines():
+            name, _, value = line.partition(": ")
+            if name == "id":
+                position = value
+            elif name == "data" and value == "[DONE]":
+                self._done = True
+            elif name == "data":
+                self.text += json.loads(value)["choices"][0]["delta"].get("content", "")
+                self._last = position
+                if int(position) >= 3:
+                    self.under_way.set()
+
+
+async def test_two_hundred_streams_outlive_the_replica_they_are_read_from(up: RunningUp) -> None:
+    """Killed with SIGKILL: each goes on where it was, with no gap and nothing twice."""
+    length = 60
+    headers = {"Authorization": f"Bearer {up.key}"}
+    limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(headers=headers, timeout=30, limits=limits) as http:
-        reading = [asyncio.create_task(read(http, number)) for number in range(count)]
+        readers = [Reader(up, http, f"stream {number}", length) for number in range(200)]
+        reading = [asyncio.create_task(it.read()) for it in readers]
         async with asyncio.timeout(60):
-            await going.wait()
+            await asyncio.gather(*[it.under_way.wait() for it in readers])
         up.kill_replica(0)
-        texts = await asyncio.gather(*reading)
-    for number, text in enumerate(texts):
-        assert text == expected(f"stream {number}", length)
+        await asyncio.gather(*reading)
+    for number, it in enumerate(readers):
+        assert it.text == expected(f"stream {number}", length)
+    assert any(it.turns > 1 for it in readers), "nobody had to go on elsewhere"
