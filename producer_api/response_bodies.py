@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 
+from core.errors import Refusal
 from core.limits import Limits
 from core.validation import check_body, check_echo
 from producer_api.openai_bodies import Getter, ParsedRequest, check_accepted, invalid, tier_of
@@ -16,6 +17,11 @@ _ROLES: Mapping[str, Role] = {
     "developer": "developer",
     "user": "user",
     "assistant": "assistant",
+}
+_OWN_NAMES: Mapping[str, str] = {
+    "messages": "input",
+    "max_tokens": "max_output_tokens",
+    "response_format": "text.format",
 }
 _TEXT_PARTS = ("input_text", "output_text", "text")
 _ITEM_FIELDS = frozenset(["type", "role", "content", "id", "status", "phase"])
@@ -43,7 +49,7 @@ def parse_response_request(data: Mapping[str, Any], limits: Limits) -> ParsedReq
         top_p=get.number("top_p", 1.0),
         response_format=wanted,
     )
-    check_body(body, RESPONSES, limits)
+    _check_body(body, limits)
     background = get.boolean("background")
     store = get.boolean("store") if data.get("store") is not None else True
     if background and not store:
@@ -63,6 +69,18 @@ def parse_response_request(data: Mapping[str, Any], limits: Limits) -> ParsedReq
     return ParsedRequest(
         model, body, tier_of(data), get.boolean("stream"), include_usage=False, echo=echo
     )
+
+
+def _check_body(body: Body, limits: Limits) -> None:
+    """Its bounds, told by the names that the client used."""
+    try:
+        check_body(body, RESPONSES, limits)
+    except Refusal as refusal:
+        name = _OWN_NAMES.get(refusal.param or "")
+        if name is None:
+            raise
+        message = refusal.message.replace(f"'{refusal.param}'", f"'{name}'")
+        raise invalid(name, message, refusal.code) from None
 
 
 def _is_short(value: str | dict[str, Any] | None, limits: Limits) -> bool:
