@@ -170,16 +170,17 @@ async def test_who_comes_later_is_merged_once_it_has_caught_up(place: Place) -> 
     ids = [place.new_id() for _ in range(6)]
     for it in ids:
         await place.begin(it)
+        await place.go_on(it, 0, 2)
     followings = []
     for it in ids:
         followings.append(followers.follow(("one", it)))
         await until(lambda: all(it.at_end for it in followings))
     await until(lambda: place.log.open == 1)
     for it in ids:
-        await place.go_on(it, 0, 3)
-        await place.finish(it, 3)
+        await place.go_on(it, 2, 5)
+        await place.finish(it, 5)
     for following in followings:
-        assert text_of(await drained(following)) == words(3)
+        assert text_of(await drained(following)) == words(5)
 
 
 async def test_the_same_request_many_times_is_told_to_each(place: Place) -> None:
