@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from types import TracebackType
-from typing import Literal
+from typing import Literal, Self
 
 Kind = Literal["accept", "whole", "streamed"]
 
@@ -65,11 +65,14 @@ class LoadClient:
             raise SystemExit("the load client gave up: the line above says why")
         return Carried(**json.loads(line))
 
-    def __enter__(self) -> "LoadClient":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
     ) -> None:
         if self._process.stdin is not None:
             self._process.stdin.close()

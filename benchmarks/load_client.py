@@ -55,8 +55,8 @@ def said(order: Order, body: bytes) -> str:
     parts = []
     for line in body.decode().split("\n"):
         if line.startswith("data: {"):
-            for choice in json.loads(line[6:])["choices"]:
-                parts.append(choice["delta"].get("content", ""))
+            choices = json.loads(line[6:])["choices"]
+            parts += [choice["delta"].get("content", "") for choice in choices]
     return "".join(parts)
 
 
@@ -102,7 +102,7 @@ class RawConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Kept for the first `ask`."""
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by class
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by class
 
     def data_received(self, data: bytes) -> None:
         """Hands on to the parser, which calls the three below."""

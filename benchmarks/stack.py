@@ -11,6 +11,7 @@ import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 import psutil
 
@@ -46,7 +47,7 @@ class RunningStack:
         self.pids: dict[str, int] = {}
         self._metrics: dict[str, int] = {}
 
-    def __enter__(self) -> "RunningStack":
+    def __enter__(self) -> Self:
         until_s = time.monotonic() + START_SECONDS
         while "Inferlog is up." not in self._said():
             if self._up.poll() is not None or time.monotonic() > until_s:
@@ -64,7 +65,10 @@ class RunningStack:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
     ) -> None:
         self._end()
 

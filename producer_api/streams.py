@@ -207,10 +207,11 @@ class ReplyStream:
         loop = asyncio.get_running_loop()
         until_s = loop.time() + timeout_seconds
         while not self.ended:
-            if events := self._deliver(await self._fetch(until_s - loop.time())):
+            self._check_client()  # it may have left while what came before was being sent
+            events = self._deliver(await self._fetch(until_s - loop.time()))
+            self._check_client()
+            if events:
                 return events
-            if self._abandoned:
-                raise ClientGone("the client closed its connection")
             if self._shutdown.is_set():
                 raise ShuttingDown("this replica is shutting down")
             if self._is_expired(self.request_id, self._total_seconds):
@@ -218,6 +219,10 @@ class ReplyStream:
             if loop.time() >= until_s:
                 return []
         return []
+
+    def _check_client(self) -> None:
+        if self._abandoned:
+            raise ClientGone("the client closed its connection")
 
     async def _fetch(self, wait_seconds: float) -> list[Visible]:
         if self._ahead:
