@@ -13,10 +13,11 @@ from core.limits import Limits
 from core.stream import Key, Visible, is_terminal
 from producer_api.claims import Claims
 from producer_api.keyed import KeyedSubmitter
+from producer_api.mailbox import Mailbox
 from producer_api.placement import Placement, pool_of
 from producer_api.publisher import Publisher, unavailable
 from producer_api.reply_router import ReplyRouter
-from producer_api.streams import Follower, Mailbox, ReplyStream, result_expired
+from producer_api.streams import Follower, ReplyStream, result_expired
 from producer_api.submission import (
     Draft,
     IdempotencyKey,
