@@ -12,11 +12,12 @@ VALUE = b"x" * 300  # about what a request and an event weigh
 
 async def count_records(bootstrap: str, topic: str) -> int:
     """End offsets of all partitions, summed: records appended since the topic was made."""
-    consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap)
+    consumer = AIOKafkaConsumer(topic, bootstrap_servers=bootstrap)
     await consumer.start()
     try:
-        await consumer.topics()
         partitions = [TopicPartition(topic, p) for p in consumer.partitions_for_topic(topic) or ()]
+        if not partitions:
+            raise SystemExit(f"there is no topic {topic}")
         return int(sum((await consumer.end_offsets(partitions)).values()))
     finally:
         await consumer.stop()

@@ -1,8 +1,6 @@
 """From the kept results to the tables of docs/performance.md: `python -m benchmarks.report`."""
 
 import json
-import re
-import statistics
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -52,10 +50,8 @@ def _first_tokens(rounds: list[dict[str, list[float]]]) -> str:
     """p50 and p95 over each round's trials; the table has the median of the rounds."""
 
     def row(label: str, values: list[list[float]]) -> list[str]:
-        cells = [label]
-        for share in (0.5, 0.95):
-            cells.append(spread([percentile(it, share) * 1e3 for it in values], 2))
-        return cells
+        cells = [spread([percentile(it, share) * 1e3 for it in values], 2) for share in (0.5, 0.95)]
+        return [label, *cells]
 
     added = [
         [ours - direct for ours, direct in zip(it["pipeline"], it["direct"], strict=True)]
@@ -156,16 +152,10 @@ def filled(page: str) -> str:
             kept = json.loads(path.read_text())
             text = f"{_origin(kept)}\n\n{show(kept['figures'])}"
             begin, end = f"<!-- results:{name} -->", f"<!-- end:{name} -->"
-            pattern = re.escape(begin) + ".*?" + re.escape(end)
-            page = re.sub(
-                pattern, lambda _, t=text, b=begin, e=end: f"{b}\n{t}\n{e}", page, flags=re.DOTALL
-            )
+            before, found, behind = page.partition(begin)
+            if found:
+                page = f"{before}{begin}\n{text}\n{end}{behind.partition(end)[2]}"
     return page
-
-
-def median_of(repeats: list[dict[str, float]], name: str) -> float:
-    """The median of one figure over the repeats."""
-    return statistics.median(it[name] for it in repeats)
 
 
 if __name__ == "__main__":
