@@ -2,8 +2,12 @@
 
 import asyncio
 import time
+from typing import Any
+
+import msgspec
 
 from producer_api.mailbox import Mailbox
+from schemas.replies import TokenLogprob
 from tests.fake_pipeline import tokens
 
 
@@ -55,3 +59,14 @@ async def test_a_closed_box_leaves_no_timer_and_may_be_closed_again() -> None:
     box.close()
     assert timer is not None
     assert timer.cancelled()
+
+
+async def test_log_probabilities_count_against_the_bound_in_bytes() -> None:
+    top = tuple((f"other.{i} ", -float(i)) for i in range(20))
+    heavy: Any = msgspec.structs.replace(
+        tokens(1, text="a"), logprobs=(TokenLogprob(token="a", logprob=-0.1, top=top),)
+    )
+    light, loaded = Mailbox(("a", "id"), 1024, 64 * 1024), Mailbox(("a", "id"), 1024, 64 * 1024)
+    assert all([light.put(tokens(1, text="a")) for _ in range(100)])
+    assert not all([loaded.put(heavy) for _ in range(100)])
+    assert loaded.take() == []
