@@ -214,7 +214,8 @@ async def test_a_slot_that_is_freed_mid_stream_goes_to_the_next(stack: Stack) ->
     async with stack.client.stream(
         "POST", stack.url("/v1/chat/completions"), json=body
     ) as response:
-        async for line in response.aiter_lines():
+        lines = response.aiter_lines()  # kept: without it the connection would close at once
+        async for line in lines:
             if "content" in line:
                 break
         first = response.headers["X-Request-Id"]
