@@ -5,7 +5,6 @@ import contextlib
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -107,7 +106,7 @@ async def stack(
     )
     await worker.start()
     keys = tmp_path_factory.mktemp("keys") / "api-keys"
-    Path(keys).write_text(f"one:{KEY}\n")
+    keys.write_text(f"one:{KEY}\n")
     keys.chmod(0o600)
     port = any_free("127.0.0.1", 1)
     api = ApiService(ApiSettings(cluster=cluster, port=port, api_keys_file=keys, pool=POOL))
