@@ -66,7 +66,7 @@ class SchemaChecks:
         try:
             said = await asyncio.shield(asking)
         except CompilerGone as error:
-            _log.error("schemas cannot be checked: %s", error)  # noqa: TRY400  expected, and told
+            _log.error("schemas cannot be checked: %s", error)
             message = "The engine could not check the schema of this request."
             raise Refusal("engine_failed", message) from None
         if said["verdict"] != "ok":
