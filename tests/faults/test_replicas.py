@@ -41,7 +41,8 @@ async def test_a_replica_dies_and_its_readers_go_on_elsewhere(
     stack: RunningStack, load: Load
 ) -> None:
     """Row 4: streams are resumed on the other replica, from the position that was seen."""
-    async with load(stack, 201) as clients:
+    # enough of them, and long enough, that some are open whenever it dies
+    async with load(stack, 201, kinds=("stream", "keyed"), max_tokens=(60, 90)) as clients:
         await asyncio.sleep(3.0)
         stack.signal("api-0", signal.SIGKILL)
     assert any(it.resumes for it in clients.history if it.kind == "stream")

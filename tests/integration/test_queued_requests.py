@@ -208,6 +208,30 @@ async def test_the_status_line_of_a_queued_stream_leaves_in_time_and_leaving_the
     assert [type(it) for it in await stack.until_cancelled(request_id)] == [Cancelled]
 
 
+async def test_a_slot_that_is_freed_mid_stream_goes_to_the_next(stack: Stack) -> None:
+    body = chat("leave in the middle", max_tokens=50, stream=True)
+    async with stack.client.stream(
+        "POST", stack.url("/v1/chat/completions"), json=body
+    ) as response:
+        lines = response.aiter_lines()  # kept: without it the connection would close at once
+        async for line in lines:
+            if "content" in line:
+                break
+        first = response.headers["X-Request-Id"]
+        second = await background(stack, "my turn")
+        await stack.until(running=1, waiting=1)
+    events = await stack.until_cancelled(first)
+    assert 0 < events[-1].counts[0] < 50
+    async with asyncio.timeout(10):
+        while True:
+            status = await stack.client.get(stack.url(f"/v1/requests/{second}"))
+            if status.json()["status"] == "completed":
+                break
+            await asyncio.sleep(0.05)
+    await stack.until(running=0, waiting=0)
+    assert stack.gauge("engine_slots") == 1
+
+
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
 async def test_a_prompt_beyond_the_context_is_a_400_whatever_the_form(
