@@ -5,11 +5,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from core.stream import Key, Reader, StreamState
-from schemas.codec import decode_reply, decode_request
+from schemas.codec import decode_dead_letter, decode_reply, decode_request
 from schemas.replies import Finished, Tokens
 from schemas.requests import TIERS, Request
 from tests.faults.clients import NOTHING_APPENDED, Operation, scripted_answer
-from topics.catalogue import REPLIES, request_topic
+from topics.catalogue import DEAD_LETTERS, REPLIES, request_topic
 from topics.kafka import KafkaLog
 from topics.ports import Log, Partition, Record
 
@@ -24,6 +24,8 @@ class LogView:
     requests: dict[Key, list[Request]] = field(default_factory=dict)
     states: dict[Key, StreamState] = field(default_factory=dict)
     texts: dict[Key, str] = field(default_factory=dict)
+    stale: set[Key] = field(default_factory=set)
+    """Appended after their whole deadline: dead letters alone, their clients are told `expired`."""
     uncommitted: dict[str, tuple[int, int]] = field(default_factory=dict)
 
 
@@ -52,6 +54,11 @@ async def view(bootstrap: str, pool: str = "default") -> LogView:
                 for record in await read_all(log, Partition(topic, index)):
                     request = decode_request(record.value)
                     found.requests.setdefault((request.tenant, request.id), []).append(request)
+        for index in range(await log.partition_count(DEAD_LETTERS)):
+            for record in await read_all(log, Partition(DEAD_LETTERS, index)):
+                letter = decode_dead_letter(record.value)
+                if letter.reason == "stale_id":
+                    found.stale.add((letter.tenant or "", letter.request_id or ""))
         for index in range(await log.partition_count(REPLIES)):
             reader = Reader()
             for record in await read_all(log, Partition(REPLIES, index)):
@@ -115,6 +122,8 @@ def _of_client(it: Operation, found: LogView, tenant: str) -> Iterator[str]:
 
 def _of_log(key: Key, found: LogView) -> Iterator[str]:
     state = found.states.get(key)
+    if key in found.stale and (state is None or state.origin is None):
+        return  # nothing was ever said of it
     if state is None or state.terminal is None:
         yield f"I1 {key[1]}: has no terminal"
         return
