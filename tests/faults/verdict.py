@@ -48,28 +48,40 @@ async def view(bootstrap: str, pool: str = "default") -> LogView:
     log = KafkaLog(bootstrap, client_id="verdict")
     try:
         found = LogView(uncommitted=await _until_committed(log, pool))
-        for tier in TIERS:
-            topic = request_topic(pool, tier)
-            for index in range(await log.partition_count(topic)):
-                for record in await read_all(log, Partition(topic, index)):
-                    request = decode_request(record.value)
-                    found.requests.setdefault((request.tenant, request.id), []).append(request)
-        for index in range(await log.partition_count(DEAD_LETTERS)):
-            for record in await read_all(log, Partition(DEAD_LETTERS, index)):
-                letter = decode_dead_letter(record.value)
-                if letter.reason == "stale_id":
-                    found.stale.add((letter.tenant or "", letter.request_id or ""))
-        for index in range(await log.partition_count(REPLIES)):
-            reader = Reader()
-            for record in await read_all(log, Partition(REPLIES, index)):
-                for event in reader.feed(decode_reply(record.value)):
-                    key = (event.tenant, event.id)
-                    if isinstance(event, Tokens):
-                        found.texts[key] = found.texts.get(key, "") + event.text
-            found.states |= reader.states
+        await _read_requests(log, pool, found)
+        await _read_stale(log, found)
+        await _read_replies(log, found)
         return found
     finally:
         await log.close()
+
+
+async def _read_requests(log: Log, pool: str, found: LogView) -> None:
+    for tier in TIERS:
+        topic = request_topic(pool, tier)
+        for index in range(await log.partition_count(topic)):
+            for record in await read_all(log, Partition(topic, index)):
+                request = decode_request(record.value)
+                found.requests.setdefault((request.tenant, request.id), []).append(request)
+
+
+async def _read_stale(log: Log, found: LogView) -> None:
+    for index in range(await log.partition_count(DEAD_LETTERS)):
+        for record in await read_all(log, Partition(DEAD_LETTERS, index)):
+            letter = decode_dead_letter(record.value)
+            if letter.reason == "stale_id":
+                found.stale.add((letter.tenant or "", letter.request_id or ""))
+
+
+async def _read_replies(log: Log, found: LogView) -> None:
+    for index in range(await log.partition_count(REPLIES)):
+        reader = Reader()
+        for record in await read_all(log, Partition(REPLIES, index)):
+            for event in reader.feed(decode_reply(record.value)):
+                key = (event.tenant, event.id)
+                if isinstance(event, Tokens):
+                    found.texts[key] = found.texts.get(key, "") + event.text
+        found.states |= reader.states
 
 
 async def _until_committed(log: Log, pool: str) -> dict[str, tuple[int, int]]:
