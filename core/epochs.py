@@ -6,7 +6,7 @@ of its `Acquired` record ("A"); `Fenced` ("B") says from where on all its fences
 
 from dataclasses import dataclass
 
-from schemas.fences import Acquired, Fenced, FenceRecord
+from schemas.fences import Acquired, Fenced, FenceRecord, Still
 
 
 @dataclass(slots=True)
@@ -74,6 +74,13 @@ class FenceLog:
     def owner(self, q: str) -> Ownership | None:
         """The ownership with the highest epoch of `q`."""
         return self._highest.get(q)
+
+    def still(self, epoch: int, qs: tuple[str, ...]) -> Still | None:
+        """What the owner of `epoch`, which still owns `qs`, repeats; None before its B is known."""
+        owner = self._by_epoch.get(epoch)
+        if owner is None or owner.ends_after is None:
+            return None
+        return Still(epoch=epoch, qs=qs, incarnation=owner.incarnation, ends=owner.ends_after)
 
     def late_start(self, partition: int, position: int) -> tuple[dict[str, int], int]:
         """Where a reader of `partition` that wants to know all from `position` on must begin.

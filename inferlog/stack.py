@@ -9,17 +9,21 @@ from typing import Any
 
 import httpx
 
+from consumers.inference.identity import request_group
 from consumers.inference.settings import WorkerSettings
 from inferlog.broker import SupervisedCluster, make_cluster
 from inferlog.data_dir import DataDir, UpState
+from inferlog.departures import Departures
 from inferlog.engine_choice import with_model
 from inferlog.held_ports import CAN_HOLD, HeldPorts
 from inferlog.problems import CommandFailed
 from inferlog.settings import UpCommand
-from inferlog.supervisor import METRICS_PORT_HELD, ChildSpec, Report, Supervisor
-from inferlog.topics import create_topics, topic_differences, topic_settings
+from inferlog.supervisor import METRICS_PORT_HELD, Child, ChildSpec, Report, Supervisor
+from inferlog.topics import create_topics, grow_topics, topic_differences, topic_settings
 from producer_api.settings import ApiSettings
 from runtime.settings import PREFIX, to_environ
+from schemas.requests import TIERS
+from topics.ports import Log
 from topics.settings import ClusterSettings
 
 STOP_MARGIN_SECONDS = 25.0
@@ -49,6 +53,8 @@ class Stack:
         self._ports = HeldPorts()
         self._cluster: SupervisedCluster | None = None
         self._supervisor: Supervisor | None = None
+        self._departures: Departures | None = None
+        self._ready = False
         self._tasks: list[asyncio.Task[Any]] = []
 
     # --- addresses
@@ -88,6 +94,7 @@ class Stack:
                 f"not ready after {it.ready_seconds:.0f} s; the log files in "
                 f"{self.data_dir.path / 'logs'} say more. --ready-seconds allows more time."
             ) from None
+        self._ready = True
         self.write_state()
         self._on_ready(self)
         return self._tasks
@@ -100,6 +107,7 @@ class Stack:
             *(self._worker_spec(i, cluster, worker) for i in range(self.command.workers)),
         ]
         self._supervisor = Supervisor(specs, self._report)
+        await self._watch_children(self._supervisor.children, cluster.open("inferlog-up"))
         self._tasks += self._supervisor.start()
         self._report(f"starting {', '.join(spec.name for spec in specs)}")
         waiting = asyncio.gather(*(self._until_ready(spec.name) for spec in specs))
@@ -132,6 +140,8 @@ class Stack:
             created = await create_topics(log, it.pool, settings)
             if created:
                 self._report(f"created {len(created)} topics")
+            if grown := await grow_topics(log, it.pool, settings):
+                self._report(f"added partitions to {', '.join(grown)}")
             for line in await topic_differences(log, it.pool, settings):
                 self._report(f"warning: {line}")
         finally:
@@ -152,6 +162,8 @@ class Stack:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._supervisor is not None:
             await self._supervisor.kill()
+        if self._departures is not None:
+            await self._departures.close()
         if self._cluster is not None:
             await self._cluster.cluster.stop(0.5 if self.forced else 20.0)
         self._ports.release()
@@ -206,8 +218,7 @@ class Stack:
             worker,
             cluster=cluster,
             pool=it.pool,
-            # told apart from those of another `up` on the same cluster
-            worker_id=f"{socket.gethostname()}-{it.port}-{index}",
+            worker_id=self._worker_id(index),
             session_timeout_seconds=it.session_timeout_seconds,
             drain_seconds=it.drain_seconds,
             metrics_host=it.metrics_host,
@@ -219,6 +230,22 @@ class Stack:
         options = [word for each in settings.engine_option for word in ("--engine-option", each)]
         settings = replace(settings, engine_option=())
         return self._spec(name, ("worker", *options), settings, it.drain_seconds)
+
+    def _worker_id(self, index: int) -> str:
+        """Told apart from those of another `up` on the same cluster."""
+        return f"{socket.gethostname()}-{self.command.port}-{index}"
+
+    async def _watch_children(self, children: Mapping[str, Child], log: Log) -> None:
+        """Other commands are told new process ids; a dead worker's groups are left for it."""
+        it = self.command
+        groups = [request_group(it.pool, tier) for tier in TIERS]
+        self._departures = Departures(log, groups, it.session_timeout_seconds, self._report)
+        await self._departures.connect()
+        for index in range(it.workers):
+            on_death = self._departures.of_worker(self._worker_id(index))
+            children[f"worker-{index}"].on_death = on_death
+        for child in children.values():
+            child.on_launch = lambda: self.write_state() if self._ready else None
 
     def _spec(
         self, name: str, arguments: tuple[str, ...], settings: Any, drain_seconds: float

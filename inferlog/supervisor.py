@@ -45,12 +45,18 @@ Report = Callable[[str], None]
 
 
 class Child:
-    """One child and its restarts. `watch` runs as long as the child should."""
+    """One child and its restarts. `watch` runs as long as the child should.
+
+    `on_launch` is called after each start, `on_death` with the process id of each run that ended by
+    itself, before the next one starts.
+    """
 
     def __init__(self, spec: ChildSpec, report: Report, backoff: Backoff | None = None) -> None:
         self.spec = spec
         self.was_ready = False
         self.starts = 0
+        self.on_launch: Callable[[], None] | None = None
+        self.on_death: Callable[[int], None] | None = None
         self._report = report
         self._backoff = backoff or Backoff()
         self._process: asyncio.subprocess.Process | None = None
@@ -85,10 +91,14 @@ class Child:
             began_s = loop.time()
             await self.launch()
             assert self._process is not None
+            if self.on_launch is not None:
+                self.on_launch()
             code = await self._process.wait()
             end_group(self._process.pid)
             if self._ending.is_set():
                 break
+            if self.on_death is not None:
+                self.on_death(self._process.pid)
             self._give_up_if_hopeless(code)
             pause_s = self._backoff.next_pause(loop.time() - began_s)
             self._report(

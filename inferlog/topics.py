@@ -2,14 +2,19 @@
 
 import asyncio
 import json
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 from core.limits import Limits
 from inferlog.problems import CommandFailed
 from inferlog.settings import TopicCounts, TopicsCommand
 from runtime.service import EXIT_FAILED, EXIT_OK
-from topics.catalogue import TopicSettings, catalogue, differences
+from topics.catalogue import CLAIMS, TopicSettings, catalogue, differences
 from topics.ports import Log, LogError
 from topics.settings import ClusterSettings
+
+T = TypeVar("T")
+Act = Callable[[Log, str, TopicSettings], Awaitable[T]]
 
 
 def topic_settings(counts: TopicCounts, limits: Limits) -> TopicSettings:
@@ -41,6 +46,20 @@ async def create_topics(log: Log, pool: str, settings: TopicSettings) -> list[st
         ) from None
 
 
+async def grow_topics(log: Log, pool: str, settings: TopicSettings) -> list[str]:
+    """Adds the partitions that are wanted and missing; returns the topics. Raises CommandFailed.
+
+    Never to `claims`: its keys would move, and a key that was taken would be free.
+    """
+    wanted = {it.name: it.partitions for it in catalogue(pool, settings) if it.name != CLAIMS}
+    try:
+        return await log.grow(wanted)
+    except LogError as error:
+        raise CommandFailed(
+            f"partitions could not be added: {error}. May this user alter topics there?"
+        ) from None
+
+
 async def topic_differences(log: Log, pool: str, settings: TopicSettings) -> list[str]:
     """How the cluster differs from the table, a sentence each. Raises CommandFailed."""
     wanted = catalogue(pool, settings)
@@ -51,14 +70,27 @@ async def topic_differences(log: Log, pool: str, settings: TopicSettings) -> lis
     return differences(wanted, actual, settings)
 
 
+async def _create_all(
+    log: Log, pool: str, settings: TopicSettings
+) -> tuple[list[str], list[str], list[str]]:
+    created = await create_topics(log, pool, settings)
+    grown = await grow_topics(log, pool, settings)
+    found = await topic_differences(log, pool, settings)
+    return created, grown, [line for line in found if line.startswith(f"{CLAIMS}: has")]
+
+
 def create(command: TopicsCommand) -> int:
-    """Creates what is missing."""
-    created = asyncio.run(_with_log(command.cluster, command, create_topics))
+    """Creates what is missing, adds partitions where more are wanted; 1 if `claims` stands against it."""
+    created, grown, refused = asyncio.run(_with_log(command.cluster, command, _create_all))
     if command.json:
-        print(json.dumps({"created": created}))
+        print(json.dumps({"created": created, "grown": grown, "refused": refused}))
     else:
-        print(f"created: {', '.join(created)}" if created else "all topics are there already")
-    return EXIT_OK
+        done = [
+            *([f"created: {', '.join(created)}"] if created else []),
+            *([f"partitions added to: {', '.join(grown)}"] if grown else []),
+        ]
+        print("\n".join([*(done or ["all topics are there already"]), *refused]))
+    return EXIT_FAILED if refused else EXIT_OK
 
 
 def check(command: TopicsCommand) -> int:
@@ -71,11 +103,10 @@ def check(command: TopicsCommand) -> int:
     return EXIT_FAILED if found else EXIT_OK
 
 
-async def _with_log(cluster: ClusterSettings, command: TopicsCommand, act: object) -> list[str]:
+async def _with_log(cluster: ClusterSettings, command: TopicsCommand, act: Act[T]) -> T:
     log = cluster.open("inferlog-topics")
     try:
         settings = topic_settings(command.topics, command.limits)
-        found: list[str] = await act(log, command.pool, settings)  # type: ignore[operator]
-        return found
+        return await act(log, command.pool, settings)
     finally:
         await log.close()

@@ -13,6 +13,7 @@ from core.errors import InferlogError, Refusal
 from core.limits import Limits
 from core.stream import Key, Visible, is_terminal
 from producer_api.claims import Claims
+from producer_api.growth import ReplyGrowth, home_partitions
 from producer_api.keyed import KeyedSubmitter
 from producer_api.placement import Placement, pool_of
 from producer_api.publisher import Publisher, unavailable
@@ -79,15 +80,18 @@ class Pipeline:
         self._fence_tail = await FenceTail.open(
             self._log, retention_ms=int(3000 * self.limits.reply_retention_seconds)
         )
-        count = self._reply_partitions = await self._log.partition_count(REPLIES)
-        index, replicas = self._replica
-        home = [p for p in range(count) if p % replicas == index] or [index % count]
+        # a restart is the one way to trust no epoch and no floor of before
+        self._watch(asyncio.create_task(self._fence_tail.until_lost(), name="fences"))
+        count = await self._log.partition_count(REPLIES)
+        home = home_partitions(count, *self._replica)
         self._router = ReplyRouter(self._log, self._fence_tail, self.metrics, home, self._clock)
         self._placement = Placement(self._log, self._clock, self._directory, home, count)
+        self._growth = ReplyGrowth(self._log, self._router, self._placement, self._replica)
         self._keyed = KeyedSubmitter(self._claims, self._placement, self, self._clock, self.metrics)
         await self._publisher.open()
         for starting in (self._router.start(), self._claims.start(), self._directory.start()):
             self._watch(await starting)
+        self._watch(asyncio.create_task(self._growth.follow(), name="reply-growth"))
         self._started = True
 
     def _watch(self, task: "asyncio.Task[None]") -> None:
@@ -202,6 +206,7 @@ class Pipeline:
     async def open(self, tenant: str, request_id: str, *, after: int = 0) -> ReplyStream:
         """The answer of any request of this tenant, from position `after` on. Raises Refusal."""
         self._check_room()
+        await self._growth.meet(request_id)
         self._placement.check_id(request_id, self.limits.reply_retention_seconds)
         stream = self._stream((tenant, request_id), None, after)
         try:
@@ -217,6 +222,7 @@ class Pipeline:
 
     async def status(self, tenant: str, request_id: str) -> Snapshot:
         """One scan up to the end of the log as it is now. Raises Refusal."""
+        await self._growth.meet(request_id)
         self._placement.check_id(request_id, self.limits.reply_retention_seconds)
         follower = self._follower((tenant, request_id), "status")
         visible: list[Visible] = []

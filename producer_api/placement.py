@@ -40,7 +40,12 @@ class Placement:
         self._directory = directory
         self._home = tuple(home)
         self._next_home = 0
-        self._reply_partitions = reply_partitions
+        self.reply_partitions = reply_partitions
+
+    def grow(self, home: Sequence[int], reply_partitions: int) -> None:
+        """New ids go round these from now on."""
+        self._home = tuple(home)
+        self.reply_partitions = reply_partitions
 
     def new_id(self) -> str:
         """An id of now, in broker time."""
@@ -68,7 +73,7 @@ class Placement:
             parts = parse_request_id(request_id)
         except ValueError:
             raise Refusal("not_found", "There is no such request.") from None
-        if parts.reply_partition >= self._reply_partitions:
+        if parts.reply_partition >= self.reply_partitions:
             raise Refusal("not_found", "There is no such request.")
         if parts.time_ms < self._clock.now_ms() - kept_seconds * 1000:
             raise Refusal("result_expired", "This answer is no longer kept.")

@@ -24,6 +24,10 @@ BEHIND_SECONDS = 2.0
 _log = logging.getLogger(__name__)
 
 
+def _partition(index: int) -> Partition:
+    return Partition(REPLIES, index)
+
+
 class ReplyRouter:
     """`start`, then `watch` and `unwatch`. `reading` says whether the tail is alive."""
 
@@ -47,6 +51,7 @@ class ReplyRouter:
         self._measuring: asyncio.Task[None] | None = None
         self._records_read = metrics.records_read.labels(REPLIES)
         self._fetch = metrics.fetch.labels(REPLIES)
+        self._opening = asyncio.Lock()
 
     async def start(self) -> "asyncio.Task[None]":
         """Begins at the end of the home partitions; returns the loop."""
@@ -61,7 +66,22 @@ class ReplyRouter:
         return self._task is not None and not self._task.done() and self._tail is not None
 
     async def _open(self) -> None:
-        here = [Partition(REPLIES, index) for index in self.home]
+        async with self._opening:
+            self._tail = await self._log.tail(await self._begin(self.home))
+
+    async def add(self, home: Sequence[int]) -> None:
+        """Reads these as well, from their ends on; returns when it does. Raises LogError."""
+        async with self._opening:
+            new = [index for index in home if index not in self.home]
+            positions = await self._begin(new)
+            self.home += tuple(new)
+            if self._tail is not None:  # else it is about to be opened, on all of them
+                kept = (it for it in map(_partition, self.home) if it not in positions)
+                self._tail.assign(positions | {it: self._tail.position(it) for it in kept})
+
+    async def _begin(self, home: Sequence[int]) -> dict[Partition, int]:
+        """Makes the readers of these partitions; returns where to read on."""
+        here = list(map(_partition, home))
         ends = await self._log.end_offsets(here)
         positions: dict[Partition, int] = {}
         for partition in here:
@@ -74,7 +94,7 @@ class ReplyRouter:
             )
             self._readers[partition.index] = begin.reader
             positions[partition] = begin.position
-        self._tail = await self._log.tail(positions)
+        return positions
 
     def watch(self, box: Mailbox) -> None:
         """From now on the events of this request go to the box."""

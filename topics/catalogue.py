@@ -93,8 +93,11 @@ def differences(
         if state is None:
             found.append(f"{spec.name}: is missing; `inferlog topics create` makes it")
             continue
-        if state.partitions < spec.partitions:
-            found.append(f"{spec.name}: has {state.partitions} partitions, wants {spec.partitions}")
+        if state.partitions < spec.partitions and spec.name != CLAIMS:
+            found.append(
+                f"{spec.name}: has {state.partitions} partitions, wants {spec.partitions}; "
+                "`inferlog topics create` adds them"
+            )
         if spec.name == CLAIMS and state.partitions != spec.partitions:
             found.append(
                 f"{CLAIMS}: has {state.partitions} partitions; the count is for ever, because keys "

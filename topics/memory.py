@@ -9,15 +9,16 @@ import asyncio
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 
 from topics.kafka.partitioning import partition_of
 from topics.memory_clients import Fault, FaultKind, MemoryAppender, MemoryTail, record_bytes
 from topics.memory_group import MemoryGroup, MemoryMember
+from topics.memory_topic import MemoryTopic
 from topics.ports import (
     AppendFailed,
     AssignedHook,
     Committed,
+    GroupMember,
     LogError,
     OffsetOutOfRange,
     Partition,
@@ -30,17 +31,6 @@ from topics.ports import (
 
 RECORD_BYTES_MAX = 3 * 1024 * 1024
 __all__ = ["Fault", "FaultKind", "MemoryAppender", "MemoryLog", "MemoryMember", "MemoryTail"]
-
-
-@dataclass(slots=True)
-class _Topic:
-    spec: TopicSpec
-    topic_id: str
-    starts: list[int]
-    records: list[list[Record]] = field(default_factory=list)
-
-    def end(self, index: int) -> int:
-        return self.starts[index] + len(self.records[index])
 
 
 class MemoryLog:
@@ -56,7 +46,7 @@ class MemoryLog:
         self.running.set()
         self.append_timeout_seconds = append_timeout_seconds
         self._clock_ms = clock_ms or (lambda: int(time.time() * 1000))
-        self._topics: dict[str, _Topic] = {}
+        self._topics: dict[str, MemoryTopic] = {}
         self._groups: dict[str, MemoryGroup] = {}
         self._counted: dict[str, int] = {}
         self._faults: list[Fault] = []
@@ -76,11 +66,7 @@ class MemoryLog:
 
     def trim(self, partition: Partition, offset: int) -> None:
         """Retention: everything before `offset` is gone."""
-        topic = self._topic(partition.topic)
-        start = topic.starts[partition.index]
-        offset = min(max(offset, start), topic.end(partition.index))
-        del topic.records[partition.index][: offset - start]
-        topic.starts[partition.index] = offset
+        self._topic(partition.topic).trim(partition.index, offset)
 
     def delete(self, name: str) -> None:
         """Deletes a topic; making it again gives it another topic id."""
@@ -118,7 +104,7 @@ class MemoryLog:
         """The number of partitions. Raises LogError if there is no such topic."""
         return len(self._topic(topic).records)
 
-    def _topic(self, name: str) -> _Topic:
+    def _topic(self, name: str) -> MemoryTopic:
         topic = self._topics.get(name)
         if topic is None:
             raise LogError(f"there is no topic {name}")
@@ -211,7 +197,7 @@ class MemoryLog:
             raise LogError(f"partition_count of {topic} was not awaited yet")
         return partition_of(key, self._counted[topic])
 
-    async def partition_count(self, topic: str) -> int:
+    async def partition_count(self, topic: str, *, fresh: bool = False) -> int:  # noqa: ARG002  always
         await self._asked()
         self._counted[topic] = self.size(topic)
         return self._counted[topic]
@@ -269,21 +255,31 @@ class MemoryLog:
 
     async def describe(self, topics: Sequence[str]) -> dict[str, TopicState]:
         await self._asked()
-        states = {}
-        for name in topics:
-            if (it := self._topics.get(name)) is not None:
-                states[name] = TopicState(
-                    name, len(it.records), it.spec.replication, dict(it.spec.configs), it.topic_id
-                )
-        return states
+        return {name: self._topics[name].state() for name in topics if name in self._topics}
 
     async def create(self, specs: Sequence[TopicSpec]) -> list[str]:
         await self._asked()
         missing = [spec for spec in specs if spec.name not in self._topics]
         for spec in missing:
             empty: list[list[Record]] = [[] for _ in range(spec.partitions)]
-            self._topics[spec.name] = _Topic(spec, uuid.uuid4().hex, [0] * spec.partitions, empty)
+            self._topics[spec.name] = MemoryTopic(
+                spec, uuid.uuid4().hex, [0] * spec.partitions, empty
+            )
         return [spec.name for spec in missing]
+
+    async def grow(self, counts: Mapping[str, int]) -> list[str]:
+        await self._asked()
+        there = sorted(name for name in counts if name in self._topics)
+        grown = [name for name in there if self._topics[name].grow(counts[name])]
+        for group in self._groups.values():
+            if group.topic in grown:
+                group.changed()
+        return grown
+
+    async def members(self, group: str) -> list[GroupMember]:
+        await self._asked()
+        known = self._groups.get(group)
+        return known.members() if known is not None else []
 
     async def remove_member(self, group: str, member_id: str) -> None:
         await self._asked()

@@ -9,6 +9,7 @@ from topics.ports import (
     AssignedHook,
     CommitRefused,
     Committed,
+    GroupMember,
     LogError,
     Partition,
     Record,
@@ -169,6 +170,10 @@ class MemoryGroup:
     def knows(self, member: MemoryMember) -> bool:
         """True while the member is in the group."""
         return self._members.get(member.member_id) is member
+
+    def members(self) -> list[GroupMember]:
+        """All of them; nobody here has a client of its own."""
+        return [GroupMember(member_id, "") for member_id in self._members]
 
     def join(self, member: MemoryMember) -> None:
         """Takes a member in; one with the instance id of another takes its place, silently."""

@@ -61,6 +61,13 @@ class Committed(NamedTuple):
     metadata: str
 
 
+class GroupMember(NamedTuple):
+    """A member as its group knows it; `client_id` is what its process calls itself."""
+
+    member_id: str
+    client_id: str
+
+
 class LogError(InferlogError):
     """The log could not do it; nothing is known to have happened unless a subclass says so."""
 
@@ -207,8 +214,8 @@ class Log(Protocol):
         """
         ...
 
-    async def partition_count(self, topic: str) -> int:
-        """Raises LogError if there is no such topic. Cached for a short while."""
+    async def partition_count(self, topic: str, *, fresh: bool = False) -> int:
+        """Raises LogError if there is no such topic. Cached for a short while, unless `fresh`."""
         ...
 
     async def appender(self, *, linger_ms: int = 0) -> Appender: ...
@@ -252,6 +259,17 @@ class Log(Protocol):
 
     async def create(self, specs: Sequence[TopicSpec]) -> list[str]:
         """Creates the missing ones and returns their names; an existing topic is left alone."""
+        ...
+
+    async def grow(self, counts: Mapping[str, int]) -> list[str]:
+        """Adds partitions where a topic has fewer than given here; returns the names of those.
+
+        Topics that do not exist are left out. Nothing ever shrinks.
+        """
+        ...
+
+    async def members(self, group: str) -> list[GroupMember]:
+        """Who is in the group now, also those that died and were not missed yet."""
         ...
 
     async def remove_member(self, group: str, member_id: str) -> None:

@@ -71,6 +71,17 @@ class Accounts:
         partition = self._log.partition_of_key(USAGE, key)
         self._ledger.put(USAGE, partition, key, encode(record), on_acknowledged=on_acknowledged)
 
+    def said_already(self, work: Work, terminal: AnyTerminal | None) -> None:
+        """A request whose terminal is on the log (None: under another origin): usage may be missing."""
+        if terminal is None:
+            work.handle.complete()
+            return
+        work.counts = list(terminal.counts)
+        prompt, cached = 0, 0
+        if isinstance(terminal, Finished):
+            prompt, cached = terminal.usage.prompt_tokens, terminal.usage.cached_tokens
+        self.usage(work, terminal, prompt, cached, work.handle.complete)
+
     def dead_letter(
         self, record: Record, parked: Parked, on_acknowledged: Callable[[], None]
     ) -> None:

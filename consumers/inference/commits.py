@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Iterable
 from typing import Protocol
 
@@ -17,7 +18,10 @@ _log = logging.getLogger(__name__)
 
 
 class Owner(Protocol):
-    """The tier, as its commits see it. `accepted_s`: when the last accepted commit was begun."""
+    """The tier, as its commits see it.
+
+    `accepted_s`: when the last accepted commit was begun, by `time.monotonic`.
+    """
 
     topic: str
     group: str
@@ -29,6 +33,10 @@ class Owner(Protocol):
     assignment_number: int
     accepted_s: float
     paused_for_room: bool
+
+    def is_silent(self, now_s: float) -> bool:
+        """True if the last accepted commit is too old to speak on."""
+        ...
 
     def has_span(self, q: Partition) -> bool:
         """False while too many offsets beyond the committed one were started."""
@@ -56,7 +64,7 @@ class Commits:
         """Commits what is committed: proof of membership, and nothing else changes."""
         assert self._tier.member is not None
         assignment = self._tier.assignment_number
-        begun_s = asyncio.get_running_loop().time()
+        begun_s = time.monotonic()
         unchanged = await unchanged_commit(self._log, self._tier.group, qs)
         if assignment != self._tier.assignment_number:
             raise CommitRefused("the assignment changed meanwhile")  # else it could go back
@@ -71,10 +79,7 @@ class Commits:
         while True:
             await asyncio.sleep(COMMIT_INTERVAL_SECONDS)
             now_s = loop.time()
-            if (
-                self._tier.owned
-                and now_s - self._tier.accepted_s > SILENT_SHARE * self._session_seconds
-            ):
+            if self._tier.is_silent(time.monotonic()):
                 self._tier.end_epochs("no commit accepted for most of a session timeout")
             moved = {
                 q for q, it in self._tier.owned.items() if it.tracker.low() > it.tracker.committed
@@ -119,7 +124,7 @@ class Commits:
         }
         if not offsets or assignment != self._tier.assignment_number:
             return
-        begun_s = asyncio.get_running_loop().time()
+        begun_s = time.monotonic()
         await self._tier.member.commit(offsets)
         self._tier.accepted_s = begun_s
         self._host.count("commit")

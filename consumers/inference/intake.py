@@ -24,7 +24,8 @@ from topics.ports import Record
 class Parked:
     """Not runnable: goes to `dead-letters` for `reason`; `error` is told to the client if it can be.
 
-    `request_id`, `tenant` and `reply_partition` are None where the record does not say them.
+    `request_id`, `tenant` and `reply_partition` are None where the record does not say them. `beyond`:
+    the reply partition that it names lies beyond those known, which may have grown since.
     """
 
     reason: str
@@ -33,6 +34,7 @@ class Parked:
     tenant: str | None = None
     reply_partition: int | None = None
     error: ErrorInfo | None = None
+    beyond: int | None = None
 
 
 def read_request(record: Record, reply_partitions: int, limits: Limits) -> Request | Parked:
@@ -47,7 +49,9 @@ def read_request(record: Record, reply_partitions: int, limits: Limits) -> Reque
         return Parked("bad_request_id", str(error), None, request.tenant)
     if parts.reply_partition >= reply_partitions:
         detail = f"reply partition {parts.reply_partition} of {reply_partitions}"
-        return Parked("bad_request_id", detail, request.id, request.tenant)
+        return Parked(
+            "bad_request_id", detail, request.id, request.tenant, beyond=parts.reply_partition
+        )
     if stale := _stale(record, request, parts.time_ms, limits):
         return Parked("stale_id", stale, request.id, request.tenant)
     try:
@@ -84,7 +88,7 @@ def _undecodable(record: Record, detail: str, reply_partitions: int) -> Parked:
     except ValueError:
         return Parked("undecodable", detail)
     if parts.reply_partition >= reply_partitions:
-        return Parked("undecodable", detail, request_id, tenant)
+        return Parked("undecodable", detail, request_id, tenant, beyond=parts.reply_partition)
     error = ErrorInfo(code="undecodable", message=f"The request record cannot be read: {detail}")
     return Parked("undecodable", detail, request_id, tenant, parts.reply_partition, error)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from consumers.inference.replies import ReplyWriter
 from core.offsets import CommitPoint, OffsetTracker, decode_positions, encode_positions
 from core.recovery import Fold, RunFresh, Verdict
-from core.stream import Key
+from core.stream import Key, Reader
 from schemas.codec import encode
 from schemas.fences import Acquired, Fenced
 from schemas.requests import Body
@@ -30,7 +30,9 @@ class Owned:
     """A request partition that this worker owns under `epoch`.
 
     Offsets below `suspect_end` may have been spoken for by older owners: `folds` (one per reply
-    partition) say what is visible of them; `found` where their first events lie.
+    partition) say what is visible of them; `found` where their first events lie. Nothing may be said
+    on a reply partition from `reply_partitions` on: no fence of this epoch lies there. `moved`: the
+    committed offset was not on the log.
     """
 
     q: Partition
@@ -39,6 +41,8 @@ class Owned:
     suspect_end: int = 0
     folds: Mapping[int, Fold] = field(default_factory=dict)
     found: dict[int, tuple[int, int]] = field(default_factory=dict)
+    reply_partitions: int = 0
+    moved: bool = False
 
     def verdict(self, key: Key, offset: int, reply_partition: int, body: Body) -> Verdict:
         """What to do with the suspect at `offset`."""
@@ -58,7 +62,11 @@ class Overtaken(LogError):
 
 
 class Ownership:
-    """Acquires request partitions of one group. Holds no state of its own between calls."""
+    """Acquires request partitions of one group. Holds no state of its own between calls.
+
+    `incarnation` is replaced when what it ran has died with its engine: an acquisition that is under
+    way then is begun again under the new one.
+    """
 
     def __init__(
         self,
@@ -71,7 +79,7 @@ class Ownership:
     ) -> None:
         self._log = log
         self._group = group
-        self._incarnation = incarnation
+        self.incarnation = incarnation
         self._fence_tail = fence_tail
         self._writer = writer
         self._span_offsets = span_offsets
@@ -89,9 +97,11 @@ class Ownership:
     async def acquire(self, qs: frozenset[Partition]) -> dict[Partition, Owned]:
         """Runs steps 1 to 5. Raises LogError (try again) or UndecodableRecord (do not take it)."""
         names = tuple(sorted(map(str, qs)))
+        incarnation = self.incarnation
         await self._writer.reopen()
         await self._writer.settled(ACKS_SECONDS_MAX)  # step 1
         replies = await self._reply_partitions()
+        had_owner = {it for it in qs if self._fence_tail.fences.highest(str(it)) >= 0}
         epoch = await self._announce(names, await self._ends(replies))  # step 2
         await self._writer.fence(len(replies), epoch, names)  # step 3
         ends = await self._ends(replies)
@@ -100,12 +110,20 @@ class Ownership:
             known = self._writer.acknowledged.get(index, 0)
             self._writer.acknowledged[index] = max(known, end)
         owned, marks = await self._positions(qs, epoch)  # step 4
+        for it in owned.values():
+            it.reply_partitions = len(ends)
         await self._fold(owned, marks, ends)  # step 5
+        if strangers := {q for q in qs if q not in had_owner and marks[q] is not None}:
+            await self._check_all(strangers, epoch, ends)
+        if self.incarnation != incarnation:
+            raise Overtaken("the engine died meanwhile")
         _log.info("own %s under epoch %s", ", ".join(names), epoch)
         return owned
 
     async def _reply_partitions(self) -> list[Partition]:
-        return [Partition(REPLIES, i) for i in range(await self._log.partition_count(REPLIES))]
+        # asked anew: what an A does not list it says nothing about
+        count = await self._log.partition_count(REPLIES, fresh=True)
+        return [Partition(REPLIES, i) for i in range(count)]
 
     async def _ends(self, replies: list[Partition]) -> tuple[int, ...]:
         ends = await self._log.end_offsets(replies)
@@ -123,14 +141,14 @@ class Ownership:
         await self._fence_tail.caught_up()
         before = self._fence_tail.position
         await self._append_fence_record(
-            encode(Acquired(qs=names, incarnation=self._incarnation, ends=ends))
+            encode(Acquired(qs=names, incarnation=self.incarnation, ends=ends))
         )
         await self._fence_tail.caught_up()
         owners = {id(owner): owner for q in names if (owner := self._fence_tail.fences.owner(q))}
         if len(owners) != 1:
             raise Overtaken("another owner fenced some of the partitions meanwhile")
         (owner,) = owners.values()
-        if owner.incarnation != self._incarnation or owner.epoch < before or owner.qs != names:
+        if owner.incarnation != self.incarnation or owner.epoch < before or owner.qs != names:
             raise Overtaken("another owner fenced the partitions meanwhile")
         return owner.epoch
 
@@ -152,7 +170,8 @@ class Ownership:
                 if offset != at.offset:
                     _log.critical("%s: committed %s is off the log, from %s", q, at.offset, offset)
             suspect_end = min(ends[q], offset + self._span_offsets)
-            owned[q] = Owned(q, epoch, OffsetTracker(offset), suspect_end)
+            moved = at is not None and offset != at.offset
+            owned[q] = Owned(q, epoch, OffsetTracker(offset), suspect_end, moved=moved)
         return owned, marks
 
     async def _fold(
@@ -177,6 +196,7 @@ class Ownership:
             fold = folds[index] = Fold(index, begin.reader, names, begin.truncated)
             async for record, reply in scan(self._log, index, begin.position, end):
                 fold.feed(record.offset, reply)
+            await self._check(begin.reader, {q: it.epoch for q, it in suspects.items()})
         by_name = {str(q): it for q, it in suspects.items()}
         for it in by_name.values():
             it.folds = folds
@@ -185,6 +205,32 @@ class Ownership:
                 it = by_name[name]
                 if it.tracker.next <= offset < it.suspect_end:
                     it.found[offset] = (index, position)
+
+    async def _check_all(self, qs: set[Partition], epoch: int, ends: tuple[int, ...]) -> None:
+        """Of these somebody committed, but `fences` knew no owner: it forgot them, or was recreated.
+
+        Then older owners' epochs may be higher than ours, and all that we say would be dropped.
+        """
+        _log.warning("no owner of %s was known: looking for their fences", sorted(map(str, qs)))
+        for index, end in enumerate(ends):
+            begin = await late_reader(self._log, self._fence_tail, index, 0, lambda _: False)
+            async for _, reply in scan(self._log, index, begin.position, end):
+                begin.reader.feed(reply)
+            await self._check(begin.reader, dict.fromkeys(qs, epoch))
+
+    async def _check(self, reader: Reader, epochs: Mapping[Partition, int]) -> None:
+        """No epoch above ours may have been met, unless its owner is known."""
+        for q, epoch in epochs.items():
+            floor = reader.floors.get(str(q), -1)
+            if floor <= epoch:
+                continue
+            await self._fence_tail.caught_up()
+            if self._fence_tail.fences.highest(str(q)) < floor:
+                await self._fence_tail.lost(
+                    f"{q} has epoch {floor} on replies, and ours is {epoch}"
+                )
+                await self._fence_tail.caught_up()
+            raise Overtaken("another owner fenced some of the partitions meanwhile")
 
 
 async def unchanged_commit(
@@ -196,3 +242,15 @@ async def unchanged_commit(
     missing = [q for q in wanted if q not in committed]
     starts = await log.start_offsets(missing) if missing else {}
     return {q: committed.get(q) or Committed(starts[q], "") for q in wanted}
+
+
+async def append_time_ms(log: Log, q: Partition, offset: int) -> int:
+    """The append time of the first record at or behind `offset`. Raises LogError."""
+    tail = await log.tail({q: offset})
+    try:
+        for _ in range(20):
+            for record in await tail.read(max_wait_seconds=0.5, max_records=1):
+                return record.time_ms
+    finally:
+        await tail.close()
+    raise LogError(f"{q}: the record at {offset} could not be read")

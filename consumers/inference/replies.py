@@ -61,11 +61,13 @@ class ReplyWriter:
     """One appender for all events and fences of this worker.
 
     `acknowledged[p]` is the last position of reply partition p that an ack told us. On a failure
-    `on_failure` is called once; nothing is sent any more until `reopen`.
+    `on_failure` is called once; nothing is sent any more until `reopen`. `silenced` is asked before
+    anything leaves: which request partitions may not be spoken for any more.
     """
 
     def __init__(self, log: Log, on_failure: Callable[[], None], metrics: Metrics) -> None:
         self.acknowledged: dict[int, int] = {}
+        self.silenced: Callable[[], frozenset[str]] = frozenset
         self._log = log
         self._on_failure = on_failure
         self._appender: Appender | None = None
@@ -98,9 +100,14 @@ class ReplyWriter:
 
     def _flush(self) -> None:
         self._flush_due = False
+        # a process that was stopped for long goes on right here: a timer of its own would be too late
+        silenced = self.silenced()
         buffers, self._buffers = self._buffers, {}
         for partition, said in buffers.items():
-            self._send(partition, said)
+            if silenced:
+                said = [it for it in said if it[1].q not in silenced]  # noqa: PLW2901  rarely
+            if said:
+                self._send(partition, said)
 
     def _send(self, partition: int, said: Sequence[Said]) -> None:
         if self._appender is None:

@@ -10,40 +10,35 @@ import os
 import secrets
 import socket
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
-from typing import Literal
 
 from consumers.inference.accounts import Accounts
+from consumers.inference.announcements import Announced, Announcements
 from consumers.inference.cancels import CancelTail
 from consumers.inference.engine.options import make_engine
 from consumers.inference.engine.ports import Engine, EngineDied, Report
+from consumers.inference.engine.replaced import ReplacedEngine
+from consumers.inference.failover import engine_lost, silenced
+from consumers.inference.growth import ReplyGrowth
+from consumers.inference.identity import client_id
 from consumers.inference.late_copies import LateCopies
 from consumers.inference.ledger_writer import LedgerWriter
 from consumers.inference.measures import Measures
 from consumers.inference.replies import ReplyWriter
 from consumers.inference.settings import WorkerSettings
+from consumers.inference.standing import Standing
 from consumers.inference.tier import TierConsumer
 from consumers.inference.worker import Worker
 from core.errors import InferlogError
-from core.work import Work
 from runtime.clock import BrokerClock
 from runtime.metrics import Metrics
-from schemas.codec import encode
-from schemas.operations import ModelState, WorkerState
-from topics.catalogue import REPLIES, WORKERS
 from topics.fence_tail import FenceTail
 from topics.ports import Log, LogError
-
-ANNOUNCE_SECONDS = 2.0
 
 _log = logging.getLogger(__name__)
 
 
-def _version() -> str:
-    try:
-        return version("inferlog")
-    except PackageNotFoundError:
-        return "0"
+def _new_incarnation() -> str:
+    return secrets.token_hex(8)
 
 
 class InferenceService:
@@ -58,21 +53,29 @@ class InferenceService:
     ) -> None:
         self.settings = settings
         self.metrics = metrics or Metrics()
-        self.incarnation = secrets.token_hex(8)
+        self.incarnation = _new_incarnation()
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.failed.add_done_callback(lambda it: it.cancelled() or it.exception())
         self.worker_id = settings.worker_id or f"{socket.gethostname()}-{os.getpid()}"
-        self._log: Log = log or settings.cluster.open(self.worker_id, self.metrics)
-        self._engine = engine or make_engine(
-            settings.engine, settings.model, settings.engine_option, settings.limits
+        self._log: Log = log or settings.cluster.open(
+            client_id(self.worker_id, os.getpid()), self.metrics
+        )
+        self._engine = ReplacedEngine(
+            engine or self._make_engine(),
+            self._make_engine,
+            self._on_engine_lost,
+            self._on_engine_back,
         )
         self._clock = BrokerClock()
         self._tasks: list[asyncio.Task[None]] = []
         self._stopped = False
-        self._draining = False
-        self._tokens_before = 0
+        self._announcements: Announcements | None = None
         self.worker: Worker | None = None
         self._tiers: list[TierConsumer] = []
+
+    def _make_engine(self) -> Engine:
+        it = self.settings
+        return make_engine(it.engine, it.model, it.engine_option, it.limits)
 
     async def start(self) -> None:
         """Returns when the worker has joined its groups. Raises InferlogError with the reason."""
@@ -98,13 +101,24 @@ class InferenceService:
             Measures(self.metrics, accounts.age_seconds),
             limits,
         )
-        worker.reply_partitions = await self._log.partition_count(REPLIES)
+        self._writer.silenced = lambda: silenced(worker.tiers.values())
+        worker.growth = self._growth = ReplyGrowth(self._log, self._tiers)
         self._cancels = CancelTail(self._log, worker.on_cancel)
         self._watch(await self._cancels.start())
         worker.cover = self._cancels.cover
-        await self._announce("ready")
+        announced = Announced(
+            self.worker_id,
+            self.settings.pool,
+            worker,
+            self._engine,
+            lambda: self.incarnation,
+            self._clock.now_ms,
+        )
+        telling = Announcements(announced, self._log, self._ledger, self.metrics)
+        self._announcements = telling
+        await telling.put()
         self._watch(asyncio.create_task(worker.tick(), name="tick"))
-        self._watch(asyncio.create_task(self._announce_always(), name="announce"))
+        self._watch(asyncio.create_task(telling.always(), name="announce"))
         for tier in self.settings.tiers:
             consumer = TierConsumer(
                 self._log,
@@ -121,10 +135,14 @@ class InferenceService:
         for consumer in self._tiers:
             for task in await consumer.start():
                 self._watch(task)
+        owning = [consumer.owned for consumer in self._tiers]
+        standing = Standing(self._fence_tail, self._ledger, owning, limits.reply_retention_seconds)
+        self._watch(asyncio.create_task(standing.repeat(), name="still"))
 
     def owns_all(self) -> bool:
-        """True when every tier has its assignment and owns it: new requests start at once."""
-        return bool(self._tiers) and all(tier.lag_ready() for tier in self._tiers)
+        """True when every tier owns what it was assigned and an engine runs: requests start at once."""
+        owned = bool(self._tiers) and all(tier.lag_ready() for tier in self._tiers)
+        return owned and not self._engine.away
 
     # --- what may go wrong
 
@@ -143,82 +161,30 @@ class InferenceService:
         if self.worker is not None:
             self.worker.on_reports(reports)
 
+    def _on_engine_lost(self, _: EngineDied) -> None:
+        self.incarnation = _new_incarnation()
+        if self.worker is not None:
+            engine_lost(self.worker, self.incarnation)
+        self._announce_soon()
+
+    def _on_engine_back(self) -> None:
+        self.metrics.engine_restarts.inc()
+        if self.worker is not None:
+            self.worker.on_capacity(self._engine.slots)
+        self._announce_soon()
+
+    def _announce_soon(self) -> None:
+        if self._announcements is not None:
+            self._announcements.soon()
+
     def _on_engine_death(self, error: EngineDied) -> None:
-        _log.critical("the engine died: %s", error)
+        _log.critical("%s", error)
         if not self.failed.done():
             self.failed.set_exception(error)
 
     def _on_publish_failure(self) -> None:
         if self.worker is not None:
             self.worker.publish_failed()
-
-    # --- telling others
-
-    async def _announce_always(self) -> None:
-        while True:
-            await asyncio.sleep(ANNOUNCE_SECONDS)
-            try:
-                await self._announce("draining" if self._draining else "ready")
-            except LogError as error:
-                _log.warning("the worker's state could not be announced: %s", error)
-
-    async def _announce(self, state: Literal["ready", "draining"]) -> None:
-        worker = self.worker
-        assert worker is not None
-        tokens = worker.tokens_out
-        rate = (tokens - self._tokens_before) / ANNOUNCE_SECONDS
-        self._tokens_before = tokens
-        record = WorkerState(
-            worker_id=self.worker_id,
-            incarnation=self.incarnation,
-            pool=self.settings.pool,
-            models=tuple(
-                ModelState(name=m.name, context_tokens=m.context_tokens, state=state)
-                for m in self._engine.models
-            ),
-            slots=self._engine.slots,
-            running=worker.scheduler.running,
-            waiting=worker.scheduler.waiting(),
-            tokens_per_second=rate,
-            qs=tuple(sorted(str(q) for tier in self._tiers for q in tier.owned)),
-            member_ids=tuple(tier.member.member_id for tier in self._tiers if tier.member),
-            version=_version(),
-            time_ms=int(self._clock.now_ms()),
-        )
-        await self._put_state(encode(record))
-        for tier in self._tiers:
-            await self._measure_lag(tier)
-
-    async def _put_state(self, value: bytes | None) -> None:
-        acked = asyncio.get_running_loop().create_future()
-
-        def on_acknowledged() -> None:
-            if not acked.done():
-                acked.set_result(None)
-
-        key = self.worker_id.encode()
-        self._ledger.put(WORKERS, 0, key, value, on_acknowledged=on_acknowledged)
-        try:
-            async with asyncio.timeout(5.0):
-                await acked
-        except TimeoutError:
-            raise LogError("no ack in 5 s") from None
-
-    async def _measure_lag(self, tier: TierConsumer) -> None:
-        if not tier.owned:
-            self.metrics.queue_depth.labels(tier.tier).set(0)
-            self.metrics.oldest_age.labels(tier.tier).set(0)
-            return
-        ends = await self._log.end_offsets(list(tier.owned))
-        lag = sum(ends[q] - it.tracker.low() for q, it in tier.owned.items() if q in ends)
-        self.metrics.queue_depth.labels(tier.tier).set(max(0, lag))
-        appended_ms = [w.append_ms for w in self._works() if w.request.tier == tier.tier]
-        age_s = (self._clock.now_ms() - min(appended_ms)) / 1000 if appended_ms else 0.0
-        self.metrics.oldest_age.labels(tier.tier).set(max(0.0, age_s))
-
-    def _works(self) -> list[Work]:
-        assert self.worker is not None
-        return [work for work in self.worker.scheduler.works() if work.started_s is None]
 
     # --- the end
 
@@ -227,13 +193,15 @@ class InferenceService:
         if self._stopped:
             return
         self._stopped = True
-        self._draining = True
         if self.worker is not None:
+            if self._announcements is not None:
+                self._announcements.draining = True
             await self.worker.drain(self.settings.drain_seconds if drain else 0.0)
             try:
                 await self._writer.settled(5.0)
                 await self._ledger.settled(3.0)
-                await self._put_state(None)
+                if self._announcements is not None:
+                    await self._announcements.withdraw()
             except LogError as error:
                 _log.warning("not all could be flushed: %s", error)
         await asyncio.gather(*(tier.close() for tier in self._tiers), return_exceptions=True)
@@ -243,6 +211,7 @@ class InferenceService:
         await self._engine.stop()
         if self.worker is not None:
             await self._late_copies.close()
+            await self._growth.close()
             await self._cancels.close()
             await self._writer.close()
             await self._ledger.close()

@@ -7,11 +7,13 @@ them over again when an epoch ended, `commit` follows with the lowest incomplete
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Iterable
 
-from consumers.inference.commits import Commits
+from consumers.inference.commits import SILENT_SHARE, Commits
 from consumers.inference.hosting import Host
-from consumers.inference.ownership import Owned, Ownership
+from consumers.inference.identity import request_group
+from consumers.inference.ownership import Owned, Ownership, append_time_ms
 from consumers.inference.replies import ReplyWriter
 from schemas.codec import UndecodableRecord
 from schemas.requests import Tier
@@ -49,7 +51,7 @@ class TierConsumer:
         incarnation, self.fence_tail, writer = ownership_parts
         self.tier = tier
         self.topic = request_topic(pool, tier)
-        self.group = f"inferlog.{self.topic}"
+        self.group = request_group(pool, tier)
         self.owned: dict[Partition, Owned] = {}
         self.member: Member | None = None
         self.room_made = asyncio.Event()
@@ -99,7 +101,8 @@ class TierConsumer:
     async def _on_assigned(self, qs: frozenset[Partition]) -> None:
         self._host.count("rebalance")
         self.assigned = qs
-        self.accepted_s = self._wanted_since_s = asyncio.get_running_loop().time()
+        self._wanted_since_s = asyncio.get_running_loop().time()
+        self.accepted_s = time.monotonic()
         lost = set(self.owned) - qs
         if lost:
             self._forget(lost)
@@ -114,6 +117,13 @@ class TierConsumer:
             self._owning = None
 
     # --- owning
+
+    def is_silent(self, now_s: float) -> bool:
+        """True if it owns, and the last accepted commit is too old: the group may have given up on us.
+
+        `now_s` by `time.monotonic`: an event loop may keep the time of before a process was stopped.
+        """
+        return bool(self.owned) and now_s - self.accepted_s > SILENT_SHARE * self._session_seconds
 
     def end_epochs(self, reason: str, qs: Iterable[Partition] | None = None) -> None:
         """Drops the memory of these (or all) partitions: only the log is trusted from now on."""
@@ -182,23 +192,15 @@ class TierConsumer:
         acquired = await self.ownership.acquire(qs)
         for q, owned in acquired.items():
             if owned.tracker.next < owned.suspect_end:
-                await self._host.cover_cancels(await self._append_time_ms(q, owned) - self._skew_ms)
+                oldest_ms = await append_time_ms(self._log, q, owned.tracker.next)
+                await self._host.cover_cancels(oldest_ms - self._skew_ms)
         for q, owned in acquired.items():
+            if owned.moved:
+                self._host.count("committed_off_log")
             self.owned[q] = owned
             self._wanted.discard(q)
             self._begin_reading(q)
         self._host.measures.took_over(asyncio.get_running_loop().time() - self._wanted_since_s)
-
-    async def _append_time_ms(self, q: Partition, owned: Owned) -> int:
-        """The append time of the oldest record that is not committed."""
-        tail = await self._log.tail({q: owned.tracker.next})
-        try:
-            for _ in range(20):
-                for record in await tail.read(max_wait_seconds=0.5, max_records=1):
-                    return record.time_ms
-        finally:
-            await tail.close()
-        raise LogError(f"{q}: the oldest uncommitted record could not be read")
 
     def _begin_reading(self, q: Partition) -> None:
         assert self.member is not None

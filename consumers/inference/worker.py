@@ -6,9 +6,11 @@ arrives, carries commands out, and feeds results back.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 
 from consumers.inference.accounts import Accounts
 from consumers.inference.engine.ports import Engine
+from consumers.inference.growth import ReplyGrowth
 from consumers.inference.intake import (
     Parked,
     Place,
@@ -32,6 +34,7 @@ from core.work import (
     AbortOnEngine,
     Arrived,
     CancelRequested,
+    CapacityChanged,
     Command,
     CompleteOffset,
     Draining,
@@ -45,7 +48,7 @@ from core.work import (
     Tick,
     Work,
 )
-from schemas.replies import AnyTerminal, ErrorInfo, Finished, Released
+from schemas.replies import AnyTerminal, ErrorInfo, Released
 from schemas.requests import Tier
 from topics.ports import Record
 
@@ -73,9 +76,9 @@ class Worker:
             run_seconds=limits.reply_retention_seconds / 2,
         )
         self.tiers: dict[Tier, TierConsumer] = {}
-        self.reply_partitions = 0
         self.tokens_out = 0
         self.cover: Callable[[int], Awaitable[None]] | None = None
+        self.growth: ReplyGrowth | None = None
         self._writer = writer
         self._accounts = accounts
         self._late_copies = late_copies
@@ -107,13 +110,12 @@ class Worker:
     def drop(self, qs: frozenset[str]) -> None:
         """Forgets all work of these request partitions."""
         self._do(Dropped(qs))
-        for work in [work for work in self._speeches if work.q in qs]:
-            del self._speeches[work]
+        self._speeches = {it: speech for it, speech in self._speeches.items() if it.q not in qs}
 
     def pick_up(self, owned: Owned, record: Record) -> None:
         """Tracks the record and finds out what it is."""
         handle = owned.tracker.track(record.offset)
-        found = read_request(record, self.reply_partitions, self._limits)
+        found = read_request(record, owned.reply_partitions, self._limits)
         place = Place(
             str(owned.q),
             record.offset,
@@ -123,17 +125,19 @@ class Worker:
             self._accounts.age_seconds(record.time_ms),
         )
         if isinstance(found, Parked):
-            self._measures.count("dead_letter", found.reason)
-            if found.reply_partition is not None:
-                self._spoken(handle, found.reply_partition)
-            park(record, found, place, handle.complete, self._writer, self._accounts)
+            park_it = partial(self._park, record, found, place, handle)
+            if found.beyond is not None and self.growth is not None:
+                self.growth.ask(owned, found.beyond, park_it)
+            else:
+                park_it()
             return
         work = make_work(found, place, handle, self._limits)
         if record.offset < owned.suspect_end:
             verdict = owned.verdict(work.key, record.offset, work.reply_partition, found.body)
             outcome = apply_verdict(work, verdict)
             if isinstance(outcome, Done):
-                self._said_already(work, outcome)
+                self._measures.count("suspect", "done")
+                self._accounts.said_already(work, outcome.terminal)
             elif outcome is not None:
                 self._fail(work, outcome)
             else:
@@ -143,6 +147,12 @@ class Worker:
             self._late_copies.ask(work, self._late_copy_judged)
         else:
             self._do(Arrived(work))
+
+    def _park(self, record: Record, found: Parked, place: Place, handle: Handle) -> None:
+        self._measures.count("dead_letter", found.reason)
+        if found.reply_partition is not None:
+            self._spoken(handle, found.reply_partition)
+        park(record, found, place, handle.complete, self._writer, self._accounts)
 
     def _late_copy_judged(self, work: Work, verdict: str) -> None:
         """`run`, `done` (it was said already), `expired` (the log forgot it) or `unjudged`."""
@@ -161,19 +171,6 @@ class Worker:
         tier = self.tiers[work.request.tier]
         return any(str(q) == work.q and it.epoch == work.epoch for q, it in tier.owned.items())
 
-    def _said_already(self, work: Work, done: Done) -> None:
-        """Its terminal is on the log: only the usage may be missing."""
-        self._measures.count("suspect", "done")
-        terminal = done.terminal
-        if terminal is None:
-            work.handle.complete()
-            return
-        work.counts = list(terminal.counts)
-        prompt, cached = 0, 0
-        if isinstance(terminal, Finished):
-            prompt, cached = terminal.usage.prompt_tokens, terminal.usage.cached_tokens
-        self._accounts.usage(work, terminal, prompt, cached, work.handle.complete)
-
     # --- the scheduler's world
 
     def on_reports(self, reports: Sequence[Report]) -> None:
@@ -183,6 +180,10 @@ class Worker:
     def on_cancel(self, tenant: str, request_id: str) -> None:
         """A cancel from `control`."""
         self._do(CancelRequested(tenant, request_id))
+
+    def on_capacity(self, slots: int) -> None:
+        """The engine runs so many at once from now on; 0 while there is none."""
+        self._do(CapacityChanged(slots))
 
     async def tick(self) -> None:
         """Looks at the deadlines, for ever."""

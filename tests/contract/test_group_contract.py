@@ -302,3 +302,45 @@ async def test_a_member_that_comes_back_by_its_instance_id_moves_nothing(
     assert await again.holds(1) == held
     await asyncio.sleep(0.5)
     assert two.told == told
+
+
+async def test_the_members_of_a_group_are_told_also_the_dead_ones(
+    log: Log, make_topic: MakeTopic, make_worker: MakeWorker
+) -> None:
+    topic = await make_topic()
+    one, two = make_worker(topic), make_worker(topic)
+    assert await log.members(one.group) == []
+    await one.start()
+    await two.start()
+    await one.holds(1)
+    await two.holds(1)
+    ids = {one.member.member_id, two.member.member_id}
+    assert {it.member_id for it in await log.members(one.group)} == ids
+    await two.stop_polling()
+    assert {it.member_id for it in await log.members(one.group)} == ids
+    await log.remove_member(one.group, two.member.member_id)
+    left = {it.member_id for it in await log.members(one.group)}
+    assert one.member.member_id in left
+
+
+async def test_a_group_is_given_the_partitions_that_its_topic_grew_by(
+    log: Log, make_topic: MakeTopic, make_worker: MakeWorker
+) -> None:
+    topic = await make_topic()
+    one = make_worker(topic)
+    await one.start()
+    await one.holds(2)
+    assert await log.grow({topic: 5, "contract-no-such-topic": 9}) == [topic]
+    assert await log.grow({topic: 3}) == [], "nothing ever shrinks"
+    assert await log.partition_count(topic, fresh=True) == 5
+    held = await one.holds(5)
+    assert held == frozenset(Partition(topic, index) for index in range(5))
+    new = Partition(topic, 4)
+    appender = await log.appender()
+    await appender.append(topic, new.index, b"first")
+    await appender.close()
+    assert await log.end_offsets([new]) == {new: 1}
+    tail = await log.tail({new: 0})
+    records = await tail.read(max_wait_seconds=5.0)
+    assert [it.value for it in records] == [b"first"]
+    await tail.close()

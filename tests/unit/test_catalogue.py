@@ -92,10 +92,11 @@ def test_a_missing_topic_is_said_with_its_remedy() -> None:
 def test_fewer_partitions_are_said() -> None:
     actual = as_wanted()
     actual[REPLIES] = replace(actual[REPLIES], partitions=1)
-    assert differences(WANTED, actual, SETTINGS) == ["replies: has 1 partitions, wants 4"]
+    (sentence,) = differences(WANTED, actual, SETTINGS)
+    assert sentence == "replies: has 1 partitions, wants 4; `inferlog topics create` adds them"
 
 
-@pytest.mark.parametrize("partitions", [5, 8])
+@pytest.mark.parametrize("partitions", [3, 5, 8])
 def test_the_partitions_of_claims_never_change(partitions: int) -> None:
     actual = as_wanted()
     actual[CLAIMS] = replace(actual[CLAIMS], partitions=partitions)

@@ -6,16 +6,17 @@ from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
+from topics.kafka.administration import Administration
 from topics.kafka.appender import KafkaAppender
 from topics.kafka.clients import RECORD_BYTES_MAX, OnRebuild, settled, started
 from topics.kafka.member import KafkaMember
 from topics.kafka.partitioning import partition_of
-from topics.kafka.questions import Questions
 from topics.kafka.reading import KafkaTail, OpenConsumer
 from topics.kafka.security import Security
 from topics.ports import (
     AssignedHook,
     Committed,
+    GroupMember,
     Partition,
     RevokedHook,
     TopicSpec,
@@ -26,6 +27,8 @@ from topics.ports import (
 FETCH_WAIT_MS = 200
 MAX_POLL_SECONDS = 300.0
 REBALANCE_SECONDS_MAX = 5.0
+# A group learns of added partitions so soon; their requests have a deadline to start by.
+MEMBER_METADATA_SECONDS = 5.0
 
 
 class KafkaLog:
@@ -55,7 +58,7 @@ class KafkaLog:
         }
         self._request_timeout_seconds = request_timeout_seconds
         self._append_timeout_seconds = append_timeout_seconds
-        self._questions = Questions(self._arguments, request_timeout_seconds, self._rebuilt)
+        self._questions = Administration(self._arguments, request_timeout_seconds, self._rebuilt)
 
     def _rebuilt(self, client: str, reason: str) -> None:
         self.rebuilds[client, reason] += 1
@@ -67,14 +70,17 @@ class KafkaLog:
     def partition_of_key(self, topic: str, key: bytes) -> int:
         return partition_of(key, self._questions.known_count(topic))
 
-    async def partition_count(self, topic: str) -> int:
-        return await self._questions.partition_count(topic)
+    async def partition_count(self, topic: str, *, fresh: bool = False) -> int:
+        return await self._questions.partition_count(topic, fresh=fresh)
 
     async def describe(self, topics: Sequence[str]) -> dict[str, TopicState]:
         return await self._questions.describe(topics)
 
     async def create(self, specs: Sequence[TopicSpec]) -> list[str]:
         return await self._questions.create(specs)
+
+    async def grow(self, counts: Mapping[str, int]) -> list[str]:
+        return await self._questions.grow(counts)
 
     # --- appending and reading
 
@@ -116,6 +122,7 @@ class KafkaLog:
             heartbeat_interval_ms=int(min(0.5, session_timeout_seconds / 5) * 1000),
             rebalance_timeout_ms=int(rebalance_seconds * 1000),
             max_poll_interval_ms=int(MAX_POLL_SECONDS * 1000),
+            metadata_max_age_ms=int(MEMBER_METADATA_SECONDS * 1000),
         )
 
         async def leave(member_id: str) -> None:
@@ -141,13 +148,12 @@ class KafkaLog:
         async def open_consumer() -> AIOKafkaConsumer:
             consumer = AIOKafkaConsumer(
                 **self._arguments,
-                **more,
+                **{"metadata_max_age_ms": 60_000, **more},
                 request_timeout_ms=int((seconds + wait_seconds) * 1000),
                 enable_auto_commit=False,
                 auto_offset_reset="none",
                 fetch_max_wait_ms=FETCH_WAIT_MS,
                 max_partition_fetch_bytes=RECORD_BYTES_MAX,
-                metadata_max_age_ms=60_000,
             )
             await started(consumer, what, seconds)
             return consumer
@@ -175,6 +181,9 @@ class KafkaLog:
         self, group: str, partitions: Sequence[Partition]
     ) -> dict[Partition, Committed]:
         return await self._questions.committed(group, partitions)
+
+    async def members(self, group: str) -> list[GroupMember]:
+        return await self._questions.members(group)
 
     async def remove_member(self, group: str, member_id: str) -> None:
         await self._questions.remove_member(group, member_id)

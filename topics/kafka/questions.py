@@ -57,9 +57,9 @@ class Questions:
             raise LogError(f"partition_count of {topic} was not awaited yet")
         return self._counts[topic][1]
 
-    async def partition_count(self, topic: str) -> int:
+    async def partition_count(self, topic: str, *, fresh: bool = False) -> int:
         """Raises LogError if there is no such topic."""
-        known = self._counts.get(topic)
+        known = None if fresh else self._counts.get(topic)
         if known is None or time.monotonic() - known[0] > COUNT_CACHE_SECONDS:
             (count,) = (await self._existing([topic])).values()
             known = self._counts[topic] = (time.monotonic(), count)

@@ -46,8 +46,15 @@ class Engine(Protocol):
     step in one call, never after the run's `RunEnded`, never after `abort` of that run returned.
     """
 
-    models: tuple[ModelInfo, ...]
-    slots: int
+    @property
+    def models(self) -> tuple[ModelInfo, ...]:
+        """What it serves; known once it has started."""
+        ...
+
+    @property
+    def slots(self) -> int:
+        """Runs at once."""
+        ...
 
     async def start(
         self, on_reports: ReportHandler, on_death: Callable[[EngineDied], None]
