@@ -32,6 +32,7 @@ class FenceLog:
     def __init__(self) -> None:
         self._by_epoch: dict[int, Ownership] = {}
         self._highest: dict[str, Ownership] = {}
+        self._lived_on: dict[tuple[str, int], bool] = {}
 
     def feed(self, offset: int, time_ms: int, record: FenceRecord) -> None:
         """Takes the record at `offset`, appended at `time_ms` (broker time)."""
@@ -61,6 +62,7 @@ class FenceLog:
 
     def _add(self, owner: Ownership) -> None:
         self._by_epoch[owner.epoch] = owner
+        self._lived_on.clear()  # whoever was not heard of again may have been now
         for q in owner.qs:
             best = self._highest.get(q)
             if best is None or owner.epoch > best.epoch:
@@ -81,6 +83,27 @@ class FenceLog:
         if owner is None or owner.ends_after is None:
             return None
         return Still(epoch=epoch, qs=qs, incarnation=owner.incarnation, ends=owner.ends_after)
+
+    def lived_on(self, q: str, epoch: int) -> bool:
+        """True if the owner of `q` under `epoch` took partitions over after that epoch had ended.
+
+        An A of the time before proves nothing: other partitions come and go while it owns `q`.
+        """
+        known = self._lived_on.get((q, epoch))
+        if known is None:
+            # asked for each suspect of a takeover: the answer is kept until the next A
+            known = self._lived_on[q, epoch] = self._find_later(q, epoch)
+        return known
+
+    def _find_later(self, q: str, epoch: int) -> bool:
+        owner_then = self._by_epoch.get(epoch)
+        if owner_then is None:
+            return False
+        later = [it for it in self._by_epoch.values() if it.epoch > epoch]
+        ended = min((it.epoch for it in later if q in it.qs), default=None)
+        return ended is not None and any(
+            it.epoch >= ended and it.incarnation == owner_then.incarnation for it in later
+        )
 
     def late_start(self, partition: int, position: int) -> tuple[dict[str, int], int]:
         """Where a reader of `partition` that wants to know all from `position` on must begin.
@@ -107,3 +130,4 @@ class FenceLog:
         for epoch, owner in list(self._by_epoch.items()):
             if owner.time_ms < before_ms and all(self._highest[q] is not owner for q in owner.qs):
                 del self._by_epoch[epoch]
+                self._lived_on.clear()

@@ -52,6 +52,10 @@ class Limits:
     claim_lease_seconds: float = 10.0
     claims_per_tenant: int = 100_000  # 503
 
+    # what may be poison
+    starts_max: int = 3  # deaths in a row, then parked as `poison`
+    alone_hold_seconds: float = 10.0  # others wait so long for a request that must run alone
+
     # what a process holds
     open_streams: int = 20_000  # 503, per API replica
     scans_per_tenant: int = 2  # waits
@@ -60,6 +64,12 @@ class Limits:
     span_offsets: int = 16_384  # started offsets beyond the committed one, per request partition
     waiting_requests: int = 256  # taken from the log and not yet started, per worker
     cancelled_ids: int = 100_000  # cancels of requests not met yet, per worker
+
+    def __post_init__(self) -> None:
+        if self.starts_max < 2:
+            raise ValueError("starts_max: at least 2, or the first death beside poison would park")
+        if self.alone_hold_seconds <= 0:
+            raise ValueError("alone_hold_seconds: more than 0")
 
 
 DEFAULT_LIMITS = Limits()

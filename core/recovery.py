@@ -7,6 +7,8 @@ partition at the time of the fence. Later ones nobody can have spoken for.
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from core.epochs import FenceLog
+from core.poison import Life, Owners
 from core.runs import Logged
 from core.stream import Key, Origin, Reader, Visible
 from schemas.replies import (
@@ -14,6 +16,7 @@ from schemas.replies import (
     AnyTerminal,
     Events,
     FinishReason,
+    Released,
     ReplyRecord,
     Started,
     Terminal,
@@ -50,7 +53,7 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class RunFresh:
-    """Nothing was visible: run it from the beginning. `starts`: how often it was started before."""
+    """Nothing was visible: run it from the beginning. `starts`: how often it died (`core.poison`)."""
 
     starts: int = 0
     spoken: bool = False
@@ -94,17 +97,24 @@ def unfaithful(body: Body) -> str | None:
 class Fold:
     """Folds one reply partition for the request partitions in `qs`.
 
-    Content is kept only for requests bound to those; of others only what they are bound to.
+    Content is kept only for requests bound to those; of others only what they are bound to. `owners`
+    tells which of the older owners are still alive.
     """
 
     def __init__(
-        self, partition: int, reader: Reader, qs: frozenset[str], truncated: bool = False
+        self,
+        partition: int,
+        reader: Reader,
+        qs: frozenset[str],
+        truncated: bool = False,
+        owners: Owners | None = None,
     ) -> None:
         self.partition = partition
         self.reader = reader
         self.truncated = truncated
         self.first: dict[Origin, int] = {}
-        self.starts: dict[Origin, set[int]] = {}
+        self.lives: dict[Origin, Life] = {}
+        self._owners: Owners = owners or FenceLog()
         self._qs = qs
         self._choices: dict[Key, list[ChoiceLog]] = {}
         self._started: dict[Key, Started] = {}
@@ -120,7 +130,9 @@ class Fold:
                     # any event of it, valid or not: somebody had started it
                     self.first.setdefault(origin, position)
                     if isinstance(event, Started):
-                        self.starts.setdefault(origin, set()).add(event.epoch)
+                        self.lives.setdefault(origin, Life()).started(event)
+                    elif isinstance(event, Released) and origin in self.lives:
+                        self.lives[origin].released(event.epoch)
         for visible in self.reader.feed(record):
             self._keep(visible)
 
@@ -133,6 +145,8 @@ class Fold:
         elif isinstance(event, Started):
             self._started[key] = event
         elif isinstance(event, Tokens):
+            if event.token_ids and (life := self.lives.get((event.q, event.offset))):
+                life.progressed(event.epoch)
             choices = self._choices.setdefault(key, [])
             while len(choices) <= event.choice:
                 choices.append(ChoiceLog())
@@ -142,9 +156,14 @@ class Fold:
             choice.logprobs.extend(event.logprobs or ())
             choice.finish_reason = event.finish_reason or choice.finish_reason
 
+    def deaths(self, origin: Origin) -> int:
+        """How often the suspect at `origin` died without coming any further."""
+        life = self.lives.get(origin)
+        return life.deaths(self._owners) if life else 0
+
     def verdict(self, key: Key, origin: Origin, body: Body) -> Verdict:
         """What to do with the suspect at `origin` whose record names `key`."""
-        starts = len(self.starts.get(origin, ()))
+        starts = self.deaths(origin)
         state = self.reader.states.get(key)
         if state is None or state.origin is None:
             return RunFresh(starts, spoken=origin in self.first)

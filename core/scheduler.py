@@ -7,7 +7,9 @@ which tokens run; this core knows slots and deadlines, never the engine's memory
 from collections import OrderedDict, deque
 from collections.abc import Iterable
 
-from core.runs import Output, Report, Run, RunEnded
+from core.recovery import unfaithful
+from core.runs import Output, Report, RunEnded
+from core.solitude import Solitude
 from core.stream import Key
 from core.work import (
     AbortOnEngine,
@@ -36,17 +38,25 @@ from schemas.replies import (
     Failed,
     Finished,
     Started,
-    Tokens,
-    TokenUsage,
 )
 from schemas.requests import TIERS, Tier
 
 
 class Scheduler:
-    """Premium first, first come first served within a tier, up to the engine's slots."""
+    """Premium first, first come first served within a tier, up to the engine's slots.
+
+    What may be poison runs alone: see `core.solitude`.
+    """
 
     def __init__(
-        self, worker_id: str, slots: int, *, cancelled_max: int, run_seconds: float
+        self,
+        worker_id: str,
+        slots: int,
+        *,
+        cancelled_max: int,
+        run_seconds: float,
+        starts_max: int = 3,
+        alone_hold_seconds: float = 10.0,
     ) -> None:
         self.slots = slots
         self._worker_id = worker_id
@@ -59,17 +69,24 @@ class Scheduler:
         self._cancelled: OrderedDict[Key, None] = OrderedDict()
         self._next_run = 1
         self._draining = False
+        self._solitude = Solitude(starts_max, alone_hold_seconds)
 
     @property
     def running(self) -> int:
         """Slots in use."""
         return len(self._runs)
 
+    @property
+    def alone(self) -> bool:
+        """True while a request runs that may be poison: nothing else should be begun."""
+        return self._solitude.alone is not None
+
     def waiting(self, tier: Tier | None = None) -> int:
         """Requests picked up and not started."""
+        solitary = self._solitude.waiting(tier)
         if tier is not None:
-            return len(self._queues[tier])
-        return sum(len(queue) for queue in self._queues.values())
+            return len(self._queues[tier]) + solitary
+        return sum(len(queue) for queue in self._queues.values()) + solitary
 
     def works(self) -> Iterable[Work]:
         """Everything picked up and not ended."""
@@ -82,6 +99,7 @@ class Scheduler:
             case EngineReported(reports):
                 for report in reports:
                     self._report(report, now_s, commands)
+                self._clear(commands)
             case Arrived(work):
                 self._arrive(work, now_s, commands)
             case CancelRequested(tenant, request_id):
@@ -121,11 +139,19 @@ class Scheduler:
             self._end_cancelled(work, commands)
         elif now_s >= work.start_by_s and not work.spoken:
             self._end_expired(work, "start", commands)
+        elif self._solitude.concerns(work):
+            self._solitude.add(work)
         else:
             self._queues[work.request.tier].append(work)
 
     def _start_next(self, now_s: float, commands: list[Command]) -> None:
         if self._draining or len(self._runs) >= self.slots:
+            return
+        solitary = self._solitude.next(len(self._runs))
+        if solitary is not None:
+            solitary.begin_trial()
+            commands.append(self._start(solitary, now_s))
+        if not self._solitude.lets_others_start(now_s):
             return
         for queue in self._queues.values():
             while queue and len(self._runs) < self.slots:
@@ -141,26 +167,13 @@ class Scheduler:
         work.end_by_s = min(work.end_by_s, now_s + self._run_seconds)
         self._runs[work.run_id] = work
         started = Started(
-            id=request.id,
-            tenant=request.tenant,
-            q=work.q,
-            offset=work.offset,
-            epoch=work.epoch,
+            **work.event_fields(),
             starts=work.starts + 1,
             counts=tuple(work.counts),
             info=request.info(),
             worker=self._worker_id,
         )
-        run = Run(
-            work.run_id,
-            request.id,
-            request.model,
-            request.endpoint,
-            request.body,
-            work.resume,
-            request.tenant,
-        )
-        return StartOnEngine(work, run, started, awaited=work.suspect)
+        return StartOnEngine(work, work.run(), started, awaited=work.suspect)
 
     # --- what the engine says
 
@@ -169,48 +182,35 @@ class Scheduler:
         if work is None:
             return  # aborted meanwhile
         if isinstance(report, Output):
-            commands.append(PublishReply(work, self._tokens(work, report, now_s)))
+            if work is self._solitude.alone:
+                work.try_output(report)
+            commands.append(PublishReply(work, work.tokens(report, now_s)))
         else:
             self._run_ended(work, report, commands)
 
-    @staticmethod
-    def _tokens(work: Work, output: Output, now_s: float) -> Tokens:
-        if work.first_token_s is None:
-            work.first_token_s = now_s
-        work.last_token_s = now_s
-        choice = output.choice
-        seq = work.counts[choice]
-        work.counts[choice] = seq + len(output.token_ids)
-        if output.finish_reason is not None:
-            work.reasons[choice] = output.finish_reason
-        return Tokens(
-            id=work.request.id,
-            tenant=work.request.tenant,
-            q=work.q,
-            offset=work.offset,
-            epoch=work.epoch,
-            seq=seq,
-            token_ids=output.token_ids,
-            text=output.text,
-            choice=choice,
-            logprobs=output.logprobs,
-            finish_reason=output.finish_reason,
-        )
+    def _clear(self, commands: list[Command]) -> None:
+        """A request that ran alone is none to fear once it has brought a new token.
+
+        If others wait to be tried, it makes room at once and goes on behind them: sixty-four that died
+        beside one poison are then told apart in the time of their first tokens, not of their answers.
+        """
+        work = self._solitude.alone
+        if work is None or sum(work.counts) == work.given():
+            return
+        self._solitude.alone = None
+        work.starts = 0
+        if not self._solitude.waiting() or unfaithful(work.request.body):
+            return
+        del self._runs[work.run_id]
+        commands += [AbortOnEngine(work.run_id), PublishReply(work, work.released())]
+        work.step_aside()
+        self._queues[work.request.tier].appendleft(work)
 
     def _run_ended(self, work: Work, ended: RunEnded, commands: list[Command]) -> None:
         if ended.error is not None:
             self._end_failed(work, ended.error, commands)
             return
-        usage = TokenUsage(
-            prompt_tokens=ended.prompt_tokens,
-            completion_tokens=sum(work.counts),
-            cached_tokens=ended.cached_tokens,
-        )
-        event = Finished(
-            **work.terminal_fields(),
-            usage=usage,
-            finish_reasons=tuple(reason or "stop" for reason in work.reasons),
-        )
+        event = work.finished(ended.prompt_tokens, ended.cached_tokens)
         self._end(work, event, commands, ended.prompt_tokens, ended.cached_tokens)
 
     # --- ways to end
@@ -230,6 +230,7 @@ class Scheduler:
         elif work in (queue := self._queues[work.request.tier]):
             queue.remove(work)  # what ended would take the room of what could still be picked up
         work.phase = Phase.ENDED
+        self._solitude.forget_ended()
         self._known.pop((work.q, work.key), None)
         self._recent[work.q, work.key] = work.epoch
         if len(self._recent) > 10_000:
@@ -288,6 +289,7 @@ class Scheduler:
                     commands.append(AbortOnEngine(work.run_id))
                 work.phase = Phase.ENDED
                 del self._known[same]
+        self._solitude.forget_ended()
         for queue in self._queues.values():
             if any(work.phase is Phase.ENDED for work in queue):
                 alive = [work for work in queue if work.phase is Phase.WAITING]

@@ -6,9 +6,18 @@ from enum import Enum
 from typing import Any, Literal
 
 from core.offsets import Handle
-from core.runs import Logged, Report, Run
+from core.runs import Logged, Output, Report, Run
 from core.stream import Key
-from schemas.replies import AnyEvent, AnyTerminal, FinishReason, Started
+from schemas.replies import (
+    AnyEvent,
+    AnyTerminal,
+    Finished,
+    FinishReason,
+    Released,
+    Started,
+    Tokens,
+    TokenUsage,
+)
 from schemas.requests import Request
 
 Deadline = Literal["start", "first_token", "total"]
@@ -28,7 +37,9 @@ class Work:
 
     Times are seconds of the worker's monotonic clock. `counts` are the tokens of each choice that
     were handed to the log so far; `resume` what older owners had logged. `suspect`: an older owner
-    may have started it; `spoken`: one did, so its events may be the visible ones.
+    may have started it; `spoken`: one did, so its events may be the visible ones. `starts`: how often
+    it died already (`core.poison`). `unread`: the record, as its host took it, where `request` says
+    only what stands beside the body, because the body is parsed behind the ack of `Started`.
     """
 
     request: Request
@@ -54,22 +65,95 @@ class Work:
     first_token_by_s: float | None = None
     last_token_s: float | None = None
     followers: list[Handle] = field(default_factory=list)
+    unread: object = None
+    tried: list[Logged] = field(default_factory=list)
+    """While it runs alone: all its tokens so far, to go on from if it makes room."""
 
     @property
     def key(self) -> Key:
         """(tenant, id)."""
         return self.request.tenant, self.request.id
 
-    def terminal_fields(self) -> dict[str, Any]:
-        """What every terminal of it says."""
+    def run(self) -> Run:
+        """As the engine takes it."""
+        it = self.request
+        return Run(self.run_id, it.id, it.model, it.endpoint, it.body, self.resume, it.tenant)
+
+    def tokens(self, output: Output, now_s: float) -> Tokens:
+        """Counts an output of the engine; returns the event that says it."""
+        if self.first_token_s is None:
+            self.first_token_s = now_s
+        self.last_token_s = now_s
+        choice = output.choice
+        seq = self.counts[choice]
+        self.counts[choice] = seq + len(output.token_ids)
+        if output.finish_reason is not None:
+            self.reasons[choice] = output.finish_reason
+        return Tokens(  # field by field: this is said for every step of every run
+            id=self.request.id,
+            tenant=self.request.tenant,
+            q=self.q,
+            offset=self.offset,
+            epoch=self.epoch,
+            seq=seq,
+            token_ids=output.token_ids,
+            text=output.text,
+            choice=choice,
+            logprobs=output.logprobs,
+            finish_reason=output.finish_reason,
+        )
+
+    def given(self) -> int:
+        """Tokens that older owners, or earlier runs, had brought."""
+        return sum(len(choice.token_ids) for choice in self.resume)
+
+    def begin_trial(self) -> None:
+        """It starts alone."""
+        self.tried = list(self.resume) or [Logged()] * self.request.body.n
+
+    def try_output(self, output: Output) -> None:
+        """Keeps an output of the run that is alone."""
+        had = self.tried[output.choice]
+        self.tried[output.choice] = Logged(
+            had.token_ids + output.token_ids,
+            had.text + output.text,
+            output.finish_reason or had.finish_reason,
+        )
+
+    def step_aside(self) -> None:
+        """Waits again, to go on from what it brought."""
+        self.resume = tuple(self.tried)
+        self.phase = Phase.WAITING
+        self.first_token_s = None
+        self.suspect = self.spoken = True
+
+    def event_fields(self) -> dict[str, Any]:
+        """What every event of it says."""
         return {
             "id": self.request.id,
             "tenant": self.request.tenant,
             "q": self.q,
             "offset": self.offset,
             "epoch": self.epoch,
-            "counts": tuple(self.counts),
         }
+
+    def terminal_fields(self) -> dict[str, Any]:
+        """What every terminal of it says."""
+        return {**self.event_fields(), "counts": tuple(self.counts)}
+
+    def finished(self, prompt_tokens: int, cached_tokens: int) -> Finished:
+        """Every choice has ended."""
+        usage = TokenUsage(
+            prompt_tokens=prompt_tokens,
+            completion_tokens=sum(self.counts),
+            cached_tokens=cached_tokens,
+        )
+        reasons = tuple(reason or "stop" for reason in self.reasons)
+        return Finished(**self.terminal_fields(), usage=usage, finish_reasons=reasons)
+
+    def released(self) -> Released:
+        """This start ends here, and nobody died of it."""
+        return Released(**self.event_fields())
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from typing import Any
 import typer
 
 from inferlog import client_settings as clients
+from inferlog import letter_settings as letters
 from inferlog import settings as commands
 from inferlog.flags import add_command, known_variables
 from runtime.settings import unknown_variables
@@ -21,9 +22,9 @@ def _lazy(module: str) -> Callable[[Any], int]:
     return run
 
 
-def _topics(action: str) -> Callable[[Any], int]:
+def _action(module: str, action: str) -> Callable[[Any], int]:
     def run(settings: Any) -> int:
-        return int(getattr(importlib.import_module("inferlog.topics"), action)(settings))
+        return int(getattr(importlib.import_module(f"inferlog.{module}"), action)(settings))
 
     return run
 
@@ -43,6 +44,12 @@ TABLE: tuple[tuple[str, type[Any], str], ...] = (
 TOPICS = (
     ("create", "Create what is missing."),
     ("check", "Print how the topics differ from what is needed; exit 1 if they do."),
+)
+LETTERS: tuple[tuple[str, str, type[Any], str], ...] = (
+    ("list", "list_letters", letters.ListLetters, "What was parked, why, and what became of it."),
+    ("show", "show_letter", letters.ShowLetter, "One letter with the history of its starts."),
+    ("redrive", "redrive_letters", letters.RedriveLetters, "Run it again, as a new request."),
+    ("drop", "drop_letters", letters.DropLetters, "Nobody needs it any more: list it no longer."),
 )
 # The address of the cluster is `--broker`'s business there.
 HIDDEN = {"up": ("cluster.bootstrap",)}
@@ -73,9 +80,22 @@ def build(only: str | None = None) -> typer.Typer:
         help="Create or check the topics of a cluster.", no_args_is_help=True, add_completion=False
     )
     for action, summary in TOPICS:
-        add_command(topics, action, commands.TopicsCommand, _topics(action), summary)
+        run = _action("topics", action)
+        add_command(topics, action, commands.TopicsCommand, run, summary)
     app.add_typer(topics, name="topics")
+    app.add_typer(_dead_letters(), name="dead-letters")
     return app
+
+
+def _dead_letters() -> typer.Typer:
+    parked = typer.Typer(
+        help="Requests that could not be run: look, run again, or drop.",
+        no_args_is_help=True,
+        add_completion=False,
+    )
+    for name, action, settings, summary in LETTERS:
+        add_command(parked, name, settings, _action("dead_letters", action), summary)
+    return parked
 
 
 def _nothing() -> None:
@@ -98,7 +118,8 @@ def _before_any(
         None, "--version", callback=_version, is_eager=True, help="Print the version and exit."
     ),
 ) -> None:
-    known = known_variables([settings for _, settings, _ in TABLE] + [commands.TopicsCommand])
+    all_settings = [settings for _, settings, _ in TABLE] + [commands.TopicsCommand]
+    known = known_variables(all_settings + [settings for _, _, settings, _ in LETTERS])
     for line in unknown_variables(os.environ, known):
         print(f"warning: {line}", file=sys.stderr)
 

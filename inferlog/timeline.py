@@ -8,14 +8,15 @@ from schemas.codec import (
     UndecodableRecord,
     decode_claim,
     decode_control,
-    decode_dead_letter,
     decode_fence,
+    decode_letter,
     decode_reply,
     decode_usage,
 )
 from schemas.envelope import REQUEST_ID, header_text
 from schemas.fences import Acquired, Fenced, Still
 from schemas.ids import parse_request_id
+from schemas.operations import LetterMark
 from schemas.replies import (
     Accepted,
     AnyEvent,
@@ -150,8 +151,12 @@ class Timeline:
 
     def dead_letter(self, record: Record) -> None:
         """A record of `dead-letters`."""
-        it = decode_dead_letter(record.value)
-        if it.request_id == self.request_id:
+        it = decode_letter(record.value)
+        if isinstance(it, LetterMark):
+            if self.request_id in (it.request_id, it.new_id):
+                how = f"letter {it.partition}/{it.offset}" + (f" as {it.new_id}" * bool(it.new_id))
+                self._add(record, it.action, how)
+        elif it.request_id == self.request_id:
             where = f"{it.topic}/{it.partition}@{it.offset}"
             self._add(record, "dead letter", f"{where}: {it.reason}")
 

@@ -84,7 +84,9 @@ class Publisher:
         """
         parts = parse_request_id(request.id)
         accepted = Accepted(id=request.id, tenant=request.tenant, info=request.info())
-        headers = request_headers(request.id, request.tenant, parts.time_ms, traceparent)
+        headers = request_headers(
+            request.id, request.tenant, parts.time_ms, traceparent, encode(accepted.info)
+        )
         value = request_value(request)
         appender: Appender | None = None
         appended: Appended | None = None

@@ -180,6 +180,14 @@ class Metrics:
         self.suspects = self._counter(
             "suspects", "Requests an earlier owner may have run: done, resume, run", "verdict"
         )
+        self.suspects_died = self._counter(
+            "suspects_died",
+            "Suspects whose start was the death of worker or engine, by deaths in a row",
+            "deaths",
+        )
+        self.run_alone = self._counter(
+            "requests_run_alone", "Starts of requests that may be poison, with nothing beside them"
+        )
         self.resumed = self._counter(
             "requests_resumed",
             "Requests that entered the engine mid-answer, where another run had left them",

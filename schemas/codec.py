@@ -9,9 +9,9 @@ from typing import Any
 import msgspec
 
 from schemas.fences import FenceRecord
-from schemas.operations import Claim, Control, DeadLetter, Usage, WorkerState
+from schemas.operations import Claim, Control, DeadLetter, LetterMark, Usage, WorkerState
 from schemas.replies import ReplyRecord
-from schemas.requests import Request
+from schemas.requests import Request, RequestInfo
 
 RECORD_BYTES_MAX = 2 * 1024 * 1024
 
@@ -45,6 +45,7 @@ def _decoder(kind: Any) -> Callable[[bytes | None], Any]:
 
 
 decode_request: Callable[[bytes | None], Request] = _decoder(Request)
+decode_info: Callable[[bytes | None], RequestInfo] = _decoder(RequestInfo)
 decode_reply: Callable[[bytes | None], ReplyRecord] = _decoder(ReplyRecord)
 decode_fence: Callable[[bytes | None], FenceRecord] = _decoder(FenceRecord)
 decode_claim: Callable[[bytes | None], Claim] = _decoder(Claim)
@@ -52,3 +53,15 @@ decode_control: Callable[[bytes | None], Control] = _decoder(Control)
 decode_usage: Callable[[bytes | None], Usage] = _decoder(Usage)
 decode_worker: Callable[[bytes | None], WorkerState] = _decoder(WorkerState)
 decode_dead_letter: Callable[[bytes | None], DeadLetter] = _decoder(DeadLetter)
+_decode_mark: Callable[[bytes | None], LetterMark] = _decoder(LetterMark)
+
+
+def decode_letter(data: bytes | None) -> DeadLetter | LetterMark:
+    """Any record of `dead-letters`. A letter has no tag: it was there before the marks."""
+    try:
+        return decode_dead_letter(data)
+    except UndecodableRecord as no_letter:
+        try:
+            return _decode_mark(data)
+        except UndecodableRecord:
+            raise no_letter from None

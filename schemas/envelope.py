@@ -1,7 +1,8 @@
 """Headers of records: CloudEvents (Kafka binding, binary mode), trace context, and our own.
 
 The id, the tenant and the reply information of a request travel in headers as well as in its body:
-a body that cannot be parsed can then still be answered with `Failed`.
+a body that cannot be parsed can then still be answered with `Failed`, and one that kills its parser
+can be started, so that the death is counted.
 """
 
 from datetime import UTC, datetime
@@ -10,6 +11,7 @@ Headers = tuple[tuple[str, bytes], ...]
 
 REQUEST_ID = "inferlog-request-id"
 TENANT = "inferlog-tenant"
+REQUEST_INFO = "inferlog-request-info"
 SIGNATURE = "inferlog-signature"  # reserved: not yet checked
 KEY_ID = "inferlog-key-id"  # reserved: not yet checked
 TRACEPARENT = "traceparent"
@@ -33,14 +35,20 @@ def cloud_event(kind: str, record_id: str, source: str, time_ms: int) -> Headers
 
 
 def request_headers(
-    request_id: str, tenant: str, time_ms: int, traceparent: str | None = None
+    request_id: str,
+    tenant: str,
+    time_ms: int,
+    traceparent: str | None = None,
+    info: bytes | None = None,
 ) -> Headers:
-    """All headers of a request record that the API publishes."""
+    """All headers of a request record that the API publishes; `info` is its encoded `RequestInfo`."""
     headers = (
         *cloud_event("inferlog.request.v1", request_id, "inferlog/api", time_ms),
         (REQUEST_ID, request_id.encode()),
         (TENANT, tenant.encode()),
     )
+    if info is not None:
+        headers = (*headers, (REQUEST_INFO, info))
     return (*headers, (TRACEPARENT, traceparent.encode())) if traceparent else headers
 
 

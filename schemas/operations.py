@@ -112,3 +112,19 @@ class DeadLetter(Wire, frozen=True):
     tenant: str | None = None
     starts: tuple[Start, ...] = ()
     v: Literal[1] = 1
+
+
+class LetterMark(Wire, frozen=True, tag="letter_mark", tag_field="record"):
+    """On `dead-letters`: what an operator did with the letter at `offset` of `partition` there.
+
+    `request_id` is the letter's. `redriven`: the request runs again as `new_id` (None: its bytes were
+    published as they were). It is written first; `void` takes it back where `new_id` was not published
+    after all. `dropped`: nobody needs it any more. Nothing is deleted before retention does.
+    """
+
+    partition: int
+    offset: int
+    action: Literal["redriven", "void", "dropped"]
+    request_id: str | None = None
+    new_id: str | None = None
+    v: Literal[1] = 1

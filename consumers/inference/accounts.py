@@ -102,6 +102,7 @@ class Accounts:
             headers=record.headers,
             request_id=parked.request_id,
             tenant=parked.tenant,
+            starts=parked.starts,
         )
         name = parked.request_id or f"{record.topic}/{record.partition}/{record.offset}"
         partition = self._log.partition_of_key(DEAD_LETTERS, name.encode())

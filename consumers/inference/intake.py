@@ -4,19 +4,21 @@ Every record ends somewhere: with the scheduler, completed because the log says 
 with `Failed` and a dead letter, or with a dead letter alone.
 """
 
+import math
 from dataclasses import dataclass
 
 from core.errors import Refusal
 from core.limits import Limits
 from core.offsets import Handle
 from core.recovery import Done, Interrupt, Resume, Verdict
-from core.validation import check_request
+from core.validation import MODEL_CHARS_MAX, TENANT_CHARS_MAX, check_request
 from core.work import Work
-from schemas.codec import UndecodableRecord, decode_request
-from schemas.envelope import REQUEST_ID, TENANT, header_text
+from schemas.codec import UndecodableRecord, decode_info, decode_request
+from schemas.envelope import REQUEST_ID, REQUEST_INFO, TENANT, header_text
 from schemas.ids import parse_request_id
-from schemas.replies import ErrorInfo
-from schemas.requests import Request
+from schemas.operations import Start
+from schemas.replies import ErrorInfo, Started
+from schemas.requests import Body, Deadlines, Request
 from topics.ports import Record
 
 
@@ -35,6 +37,7 @@ class Parked:
     reply_partition: int | None = None
     error: ErrorInfo | None = None
     beyond: int | None = None
+    starts: tuple[Start, ...] = ()
 
 
 def read_request(record: Record, reply_partitions: int, limits: Limits) -> Request | Parked:
@@ -67,6 +70,52 @@ def read_request(record: Record, reply_partitions: int, limits: Limits) -> Reque
             refusal.info(),
         )
     return request
+
+
+def read_headline(
+    record: Record, said: Started | None, reply_partitions: int, limits: Limits
+) -> Request | None:
+    """The request with an empty body, from what an older owner `said`, else from the headers.
+
+    None where these do not tell enough, or where anything about it is odd: then the value has the
+    word, as for every record that nobody can have started.
+    """
+    if said is not None:
+        request_id, tenant, info = said.id, said.tenant, said.info
+    else:
+        names = (REQUEST_ID, TENANT, REQUEST_INFO)
+        texts = [header_text(record.headers, name, 4096) for name in names]
+        request_id, tenant, about = (text or "" for text in texts)
+        try:
+            info = decode_info(about.encode())
+        except UndecodableRecord:
+            return None
+    fits = (
+        1 <= len(tenant) <= TENANT_CHARS_MAX
+        and 1 <= len(info.model) <= MODEL_CHARS_MAX
+        and 1 <= info.n <= limits.n
+        and math.isfinite(info.total_seconds)
+        and info.total_seconds > 0
+        and info.tier == record.topic.rpartition(".")[2]
+    )
+    try:
+        parts = parse_request_id(request_id)
+    except ValueError:
+        return None
+    request = Request(
+        id=request_id,
+        tenant=tenant,
+        tier=info.tier,
+        model=info.model,
+        endpoint=info.endpoint,
+        body=Body(n=info.n),
+        deadlines=Deadlines(total_seconds=info.total_seconds),
+        stream=info.stream,
+        include_usage=info.include_usage,
+    )
+    if not fits or parts.reply_partition >= reply_partitions:
+        return None
+    return None if _stale(record, request, parts.time_ms, limits) else request
 
 
 def _check_tier(record: Record, request: Request) -> None:
@@ -154,11 +203,17 @@ def apply_verdict(work: Work, verdict: Verdict) -> ErrorInfo | Done | None:
     work.starts = verdict.starts
     if isinstance(verdict, Interrupt):
         work.counts = list(verdict.counts)
-        return ErrorInfo(
-            code="interrupted",
-            message=f"The answer was cut off and cannot be continued ({verdict.reason}); retry it.",
-        )
+        return interrupted(verdict.reason)
     work.spoken = verdict.spoken
     if isinstance(verdict, Resume):
         work.resume = verdict.logged
+        work.counts = [len(choice.token_ids) for choice in verdict.logged]
     return None
+
+
+def interrupted(reason: str) -> ErrorInfo:
+    """What a client is told whose answer cannot be continued faithfully."""
+    return ErrorInfo(
+        code="interrupted",
+        message=f"The answer was cut off and cannot be continued ({reason}); retry it.",
+    )

@@ -26,6 +26,10 @@ class _OfTier:
         self.partitions_owned = metrics.partitions_owned.labels(tier)
 
 
+DEATHS_TOLD_MAX = 9
+"""A label has few values, whatever `starts_max` is set to."""
+
+
 class Measures:
     """Turns what happens into metrics.
 
@@ -77,8 +81,15 @@ class Measures:
         """A request met at a takeover that goes on or runs anew."""
         self._metrics.suspects.labels("resume" if work.resume else "run").inc()
 
-    def started(self, work: Work) -> None:
+    def deaths(self, work: Work) -> None:
+        """A suspect whose latest start the log counts as a death."""
+        if work.starts:
+            self._metrics.suspects_died.labels(str(min(work.starts, DEATHS_TOLD_MAX))).inc()
+
+    def started(self, work: Work, *, alone: bool = False) -> None:
         """A request enters the engine now."""
+        if alone:
+            self._metrics.run_alone.inc()
         if work.resume:
             self._metrics.resumed.inc()
         else:

@@ -11,10 +11,13 @@ from dataclasses import dataclass, field
 
 from consumers.inference.replies import ReplyWriter
 from core.offsets import CommitPoint, OffsetTracker, decode_positions, encode_positions
+from core.poison import Life
 from core.recovery import Fold, RunFresh, Verdict
 from core.stream import Key, Reader
 from schemas.codec import encode
 from schemas.fences import Acquired, Fenced
+from schemas.operations import Start
+from schemas.replies import Started
 from schemas.requests import Body
 from topics.fence_tail import FENCES, FenceTail
 from topics.ports import Committed, Log, LogError, Partition
@@ -50,6 +53,19 @@ class Owned:
         if fold is None:
             return RunFresh()
         return fold.verdict(key, (str(self.q), offset), body)
+
+    def said(self, offset: int) -> Started | None:
+        """The latest `Started` that an older owner said of the suspect at `offset`."""
+        lives = self._lives(offset)
+        return lives[0].starts[-1].said if lives else None
+
+    def history(self, offset: int) -> tuple[Start, ...]:
+        """All that is known of the starts of the suspect at `offset`."""
+        return tuple(start for life in self._lives(offset) for start in life.history())
+
+    def _lives(self, offset: int) -> list[Life]:
+        origin = (str(self.q), offset)
+        return [fold.lives[origin] for fold in self.folds.values() if origin in fold.lives]
 
     def settled(self) -> None:
         """Lets go of the folds once every suspect was picked up: their answers can be long."""
@@ -193,7 +209,8 @@ class Ownership:
                 for mark in (marks[q] for q in suspects)
             )
             begin = await late_reader(self._log, self._fence_tail, index, min(since, end))
-            fold = folds[index] = Fold(index, begin.reader, names, begin.truncated)
+            owners = self._fence_tail.fences
+            fold = folds[index] = Fold(index, begin.reader, names, begin.truncated, owners)
             async for record, reply in scan(self._log, index, begin.position, end):
                 fold.feed(record.offset, reply)
             await self._check(begin.reader, {q: it.epoch for q, it in suspects.items()})

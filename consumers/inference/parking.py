@@ -6,6 +6,7 @@ from collections.abc import Callable
 from consumers.inference.accounts import Accounts
 from consumers.inference.intake import Parked, Place
 from consumers.inference.replies import ReplyWriter, Speech
+from core.offsets import Handle
 from schemas.replies import Failed
 from topics.ports import Record
 
@@ -29,13 +30,13 @@ def park(
     record: Record,
     parked: Parked,
     place: Place,
-    complete: Callable[[], None],
+    handle: Handle,
     writer: ReplyWriter,
     accounts: Accounts,
 ) -> None:
     """A dead letter, and `Failed` for the client where the record says who that is.
 
-    `complete` is called once all of it is acknowledged.
+    The offset is complete once all of it is acknowledged.
     """
     _log.warning(
         "%s offset %s parked: %s",
@@ -47,9 +48,10 @@ def park(
     if not (
         parked.error and parked.request_id and parked.tenant and parked.reply_partition is not None
     ):
-        accounts.dead_letter(record, parked, complete)
+        accounts.dead_letter(record, parked, handle.complete)
         return
-    acknowledged = after(2, complete)
+    acknowledged = after(2, handle.complete)
+    writer.begin(handle, parked.reply_partition)
     speech = Speech()
     event = Failed(
         id=parked.request_id,

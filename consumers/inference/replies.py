@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from core.offsets import Handle
 from runtime.metrics import Metrics
 from schemas.codec import encode
 from schemas.replies import AnyEvent, Events, Fence
@@ -87,6 +88,11 @@ class ReplyWriter:
         if self._appender is None:
             self._buffers.clear()
             self._appender = await self._log.appender()
+
+    def begin(self, handle: Handle, partition: int) -> None:
+        """Before an offset's first event, also an end without a start: successors fold from here."""
+        if handle.spoken_at is None:
+            handle.spoken_at = (partition, self.acknowledged.get(partition, 0))
 
     def say(self, partition: int, speech: Speech, event: AnyEvent) -> None:
         """Hands an event over; it leaves at the end of this turn of the loop."""

@@ -179,6 +179,8 @@ class InferenceService:
 
     def _on_engine_death(self, error: EngineDied) -> None:
         _log.critical("%s", error)
+        if self.worker is not None:
+            self.worker.on_capacity(0)  # what ran is dead, and not handed over
         if not self.failed.done():
             self.failed.set_exception(error)
 

@@ -11,23 +11,16 @@ from functools import partial
 from consumers.inference.accounts import Accounts
 from consumers.inference.engine.ports import Engine
 from consumers.inference.growth import ReplyGrowth
-from consumers.inference.intake import (
-    Parked,
-    Place,
-    apply_verdict,
-    is_late_copy,
-    make_work,
-    read_request,
-)
+from consumers.inference.intake import Parked, Place, is_late_copy, make_work, read_request
 from consumers.inference.late_copies import LateCopies
 from consumers.inference.measures import Measures
 from consumers.inference.ownership import Owned
 from consumers.inference.parking import after, park
 from consumers.inference.replies import ReplyWriter, Speech
+from consumers.inference.suspects import Suspects
 from consumers.inference.tier import TierConsumer
 from core.limits import Limits
 from core.offsets import Handle
-from core.recovery import Done
 from core.runs import Report, Run
 from core.scheduler import Scheduler
 from core.work import (
@@ -48,7 +41,7 @@ from core.work import (
     Tick,
     Work,
 )
-from schemas.replies import AnyTerminal, ErrorInfo, Released
+from schemas.replies import AnyTerminal, ErrorInfo
 from schemas.requests import Tier
 from topics.ports import Record
 
@@ -74,7 +67,10 @@ class Worker:
             engine.slots,
             cancelled_max=limits.cancelled_ids,
             run_seconds=limits.reply_retention_seconds / 2,
+            starts_max=limits.starts_max,
+            alone_hold_seconds=limits.alone_hold_seconds,
         )
+        self.suspects = Suspects(self, accounts, measures, limits)
         self.tiers: dict[Tier, TierConsumer] = {}
         self.tokens_out = 0
         self.cover: Callable[[int], Awaitable[None]] | None = None
@@ -94,7 +90,9 @@ class Worker:
         """How many more records of the tier may be picked up now."""
         if self._accounts.full or self._writer.broken:
             return 0
-        room = self._limits.waiting_requests - self.scheduler.waiting(tier)
+        # beside what may be poison not even a body is parsed
+        alone = self.scheduler.alone
+        room = 0 if alone else self._limits.waiting_requests - self.scheduler.waiting(tier)
         self._rooms_wanted = self._rooms_wanted or room <= 0
         return room
 
@@ -109,13 +107,14 @@ class Worker:
 
     def drop(self, qs: frozenset[str]) -> None:
         """Forgets all work of these request partitions."""
+        for work in [work for work in self.scheduler.works() if work.q in qs]:
+            self._release(work)  # else their next owner might count us as dead
         self._do(Dropped(qs))
         self._speeches = {it: speech for it, speech in self._speeches.items() if it.q not in qs}
 
     def pick_up(self, owned: Owned, record: Record) -> None:
         """Tracks the record and finds out what it is."""
         handle = owned.tracker.track(record.offset)
-        found = read_request(record, owned.reply_partitions, self._limits)
         place = Place(
             str(owned.q),
             record.offset,
@@ -124,6 +123,13 @@ class Worker:
             self._loop.time(),
             self._accounts.age_seconds(record.time_ms),
         )
+        suspect = record.offset < owned.suspect_end
+        if suspect and (headline := self.suspects.headline(owned, record)):
+            work = make_work(headline, place, handle, self._limits)
+            work.unread = record
+            self.suspects.judge(owned, work, record)
+            return
+        found = read_request(record, owned.reply_partitions, self._limits)
         if isinstance(found, Parked):
             park_it = partial(self._park, record, found, place, handle)
             if found.beyond is not None and self.growth is not None:
@@ -132,42 +138,36 @@ class Worker:
                 park_it()
             return
         work = make_work(found, place, handle, self._limits)
-        if record.offset < owned.suspect_end:
-            verdict = owned.verdict(work.key, record.offset, work.reply_partition, found.body)
-            outcome = apply_verdict(work, verdict)
-            if isinstance(outcome, Done):
-                self._measures.count("suspect", "done")
-                self._accounts.said_already(work, outcome.terminal)
-            elif outcome is not None:
-                self._fail(work, outcome)
-            else:
-                self._measures.suspect(work)
-                self._do(Arrived(work))
+        if suspect:
+            self.suspects.judge(owned, work, record)
         elif is_late_copy(record, found, self._limits):
             self._late_copies.ask(work, self._late_copy_judged)
         else:
-            self._do(Arrived(work))
+            self.arrive(work)
 
     def _park(self, record: Record, found: Parked, place: Place, handle: Handle) -> None:
         self._measures.count("dead_letter", found.reason)
-        if found.reply_partition is not None:
-            self._spoken(handle, found.reply_partition)
-        park(record, found, place, handle.complete, self._writer, self._accounts)
+        park(record, found, place, handle, self._writer, self._accounts)
 
     def _late_copy_judged(self, work: Work, verdict: str) -> None:
         """`run`, `done` (it was said already), `expired` (the log forgot it) or `unjudged`."""
         self._measures.count("late_copy", verdict)
-        if verdict == "unjudged" or not self._owns(work):
+        if verdict == "unjudged" or not self.owns(work):
             return
         if verdict == "done":
             work.handle.complete()
         elif verdict == "expired":
             error = ErrorInfo(code="result_expired", message="The request's past is off the log.")
-            self._fail(work, error)
+            self.fail(work, error)
         else:
-            self._do(Arrived(work))
+            self.arrive(work)
 
-    def _owns(self, work: Work) -> bool:
+    def arrive(self, work: Work) -> None:
+        """Hands a work to the scheduler."""
+        self._do(Arrived(work))
+
+    def owns(self, work: Work) -> bool:
+        """Whether it was picked up under the epoch that still holds."""
         tier = self.tiers[work.request.tier]
         return any(str(q) == work.q and it.epoch == work.epoch for q, it in tier.owned.items())
 
@@ -193,7 +193,8 @@ class Worker:
             owned = {tier: len(it.owned) for tier, it in self.tiers.items()}
             self._measures.gauges(self.scheduler, self.engine, owned)
 
-    def _fail(self, work: Work, error: ErrorInfo) -> None:
+    def fail(self, work: Work, error: ErrorInfo) -> None:
+        """Ends a work; nothing happens if it has ended."""
         self._carry_out(self.scheduler.fail(work, error))
 
     def _do(self, event: Event) -> None:
@@ -235,9 +236,9 @@ class Worker:
 
     def _start(self, command: StartOnEngine, work: Work, run: Run, awaited: bool) -> None:
         partition = work.reply_partition
-        self._spoken(work.handle, partition)
+        self._writer.begin(work.handle, partition)
         speech = self._speech(work)
-        self._measures.started(work)
+        self._measures.started(work, alone=self.scheduler.alone)
         self._writer.say(partition, speech, command.started)
         if awaited:
             # so that each start of what may be poison is counted, even if it kills us
@@ -245,21 +246,18 @@ class Worker:
         else:
             self.engine.submit(run)
 
-    def _spoken(self, handle: Handle, partition: int) -> None:
-        """Before an offset's first event, also an end without a start: successors fold from here."""
-        if handle.spoken_at is None:
-            handle.spoken_at = (partition, self._writer.acknowledged.get(partition, 0))
-
     def _submit_if_running(self, work: Work, run: Run) -> None:
         if work.phase is Phase.RUNNING and work.run_id == run.run_id:
-            self.engine.submit(run)
+            with_body = self.suspects.read_body(work, run)
+            if with_body is not None:
+                self.engine.submit(with_body)
 
     def _end(self, work: Work, event: AnyTerminal, prompt_tokens: int, cached_tokens: int) -> None:
         """Complete when every event of it, and its usage, is acknowledged."""
         speech = self._speech(work)
         del self._speeches[work]
         self._measures.ended(work, event, prompt_tokens, cached_tokens)
-        self._spoken(work.handle, work.reply_partition)
+        self._writer.begin(work.handle, work.reply_partition)
         self._writer.say(work.reply_partition, speech, event)
         if self._writer.broken:
             return
@@ -286,15 +284,16 @@ class Worker:
             tier.stop_reading()
         self._do(Draining())
         deadline_s = self._loop.time() + timeout_seconds
-        while self.scheduler.running and self._loop.time() < deadline_s:
+        while self.scheduler.running and self.scheduler.slots and self._loop.time() < deadline_s:
             await asyncio.sleep(0.02)
-        for work in [work for work in self.scheduler.works() if work.phase is Phase.RUNNING]:
+        for work in list(self.scheduler.works()):
             self.engine.abort(work.run_id)
-            event = Released(
-                id=work.request.id,
-                tenant=work.request.tenant,
-                q=work.q,
-                offset=work.offset,
-                epoch=work.epoch,
-            )
-            self._writer.say(work.reply_partition, self._speech(work), event)
+            self._release(work)
+
+    def _release(self, work: Work) -> None:
+        """Says of a running work that it ends here and did not die.
+
+        Without an engine it did: whoever takes it over must count that.
+        """
+        if work.phase is Phase.RUNNING and self.scheduler.slots:
+            self._writer.say(work.reply_partition, self._speech(work), work.released())

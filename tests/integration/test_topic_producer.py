@@ -17,7 +17,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
 from consumers.inference.service import InferenceService
 from consumers.inference.settings import WorkerSettings
-from schemas.codec import UndecodableRecord, decode_dead_letter, decode_reply
+from schemas.codec import UndecodableRecord, decode_letter, decode_reply
 from schemas.ids import make_request_id
 from schemas.operations import DeadLetter
 from schemas.replies import Events, Failed
@@ -108,8 +108,8 @@ async def dead_letters_of(bootstrap: str, places: list[tuple[int, int]]) -> list
     async with asyncio.timeout(20):
         async with contextlib.aclosing(read_from(bootstrap, DEAD_LETTERS, 0)) as values:
             async for value in values:
-                letter = decode_dead_letter(value)
-                if letter.topic == TOPIC:
+                letter = decode_letter(value)
+                if isinstance(letter, DeadLetter) and letter.topic == TOPIC:
                     found[letter.partition, letter.offset] = letter
                 if all(place in found for place in places):
                     break

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from schemas import codec
 from schemas.fences import Acquired, Fenced, Still
-from schemas.operations import Claim, Control, DeadLetter, Usage, WorkerState
+from schemas.operations import Claim, Control, DeadLetter, LetterMark, Usage, WorkerState
 from schemas.replies import Accepted, Events, Fence
 from schemas.requests import Request
 
@@ -44,7 +44,8 @@ RECORDS: dict[Any, Callable[[bytes | None], Any]] = {
     Control: codec.decode_control,
     Usage: codec.decode_usage,
     WorkerState: codec.decode_worker,
-    DeadLetter: codec.decode_dead_letter,
+    DeadLetter: codec.decode_letter,
+    LetterMark: codec.decode_letter,
 }
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from inferlog.cli import TABLE, build
+from inferlog.cli import LETTERS, TABLE, build
 from inferlog.data_dir import DataDir, UpState, first_key, key_values
 from inferlog.held_ports import HeldPorts
 from inferlog.local_ports import any_free, is_free
@@ -46,6 +46,15 @@ def test_help_names_every_flag_with_its_variable_and_default(
         assert it.env in result.output, it.env
         if not it.secret:
             assert f"--{it.flag_name}" in result.output
+
+
+@pytest.mark.parametrize("name", [name for name, _, _, _ in LETTERS])
+def test_help_of_what_concerns_dead_letters_names_every_flag(name: str) -> None:
+    settings = next(it for known, _, it, _ in LETTERS if known == name)
+    result = CliRunner(env=WIDE).invoke(build(), ["dead-letters", name, "--help"])
+    assert result.exit_code == 0
+    flags = [f"--{it.flag_name}" for it in describe(settings) if not (it.required or it.secret)]
+    assert [flag for flag in flags if flag not in result.output] == []
 
 
 def test_a_secret_is_never_a_flag() -> None:

@@ -93,3 +93,17 @@ def test_a_partition_beyond_the_list_is_not_spoken_of() -> None:
     fences.feed(0, 0, acquired(Q, ends=(10,)))
     fences.feed(1, 0, Fenced(epoch=0, ends=(15,)))
     assert fences.late_start(1, 99) == ({}, 99)
+
+
+def test_an_owner_is_known_to_have_lived_on_once_it_is_heard_of_after_its_epoch() -> None:
+    fences = FenceLog()
+    fences.feed(1, 0, Acquired(qs=("q",), incarnation="a", ends=(0,)))
+    fences.feed(2, 0, Acquired(qs=("other",), incarnation="a", ends=(0,)))
+    fences.feed(3, 0, Acquired(qs=("q",), incarnation="b", ends=(0,)))
+    assert not fences.lived_on("q", 1), "what it took before proves nothing"
+    assert not fences.lived_on("q", 9)
+    fences.feed(4, 0, Acquired(qs=("third",), incarnation="a", ends=(0,)))
+    assert fences.lived_on("q", 1)
+    assert not fences.lived_on("q", 3)
+    fences.prune(1)
+    assert not fences.lived_on("q", 1), "forgotten"

@@ -87,7 +87,10 @@ async def test_it_dies_in_place_of_the_step_that_was_asked_for() -> None:
     recorder = await started("tokens_per_second=500", "fail=die_after:3")
     answer = await recorder.run(Body(prompt="x", max_tokens=10))
     assert len(recorder.deaths) == 1
-    assert answer.ids() == (0, 1)
+    # a step that comes late makes up for those it missed, so only their number is certain
+    assert len(recorder.calls) == 2
+    assert answer.ids() == tuple(range(len(answer.ids())))
+    assert answer.ids()[:2] == (0, 1)
     assert answer.ended is None
     recorder.submit(Body(prompt="x"))
     await asyncio.sleep(0.01)

@@ -13,6 +13,7 @@ from schemas.operations import (
     Claim,
     Control,
     DeadLetter,
+    LetterMark,
     ModelState,
     Start,
     Usage,
@@ -198,7 +199,11 @@ SAMPLES: dict[str, tuple[msgspec.Struct, Callable[[bytes | None], msgspec.Struct
             tenant="acme",
             starts=(Start(epoch=5, starts=1, worker="w0"),),
         ),
-        codec.decode_dead_letter,
+        codec.decode_letter,
+    ),
+    "letter_mark": (
+        LetterMark(partition=0, offset=17, action="redriven", request_id=ID, new_id=ID),
+        codec.decode_letter,
     ),
 }
 

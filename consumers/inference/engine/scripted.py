@@ -8,6 +8,8 @@ string ends it. Prompt tokens are the prompt's words. Every choice of a request 
 """
 
 import asyncio
+import os
+import signal
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,6 +35,7 @@ class ScriptedOptions:
 
     - `die_after:N`: the engine dies in place of its N-th step (counted from 1);
     - `die_on:TEXT`: it dies in the first step of a run whose prompt contains TEXT;
+    - `kill_on:TEXT`: the whole process is killed (SIGKILL) in the first step of such a run;
     - `error:TEXT`: such a run ends with `engine_failed`;
     - `stall:TEXT`: such a run holds its slot and never says anything.
     """
@@ -54,9 +57,10 @@ class ScriptedOptions:
             raise ValueError("slots and context_tokens must be at least 1")
         for entry in self.fail:
             kind, _, value = entry.partition(":")
-            if kind not in ("die_after", "die_on", "error", "stall") or not value:
+            if kind not in ("die_after", "die_on", "kill_on", "error", "stall") or not value:
                 raise ValueError(
-                    f"fail={entry}: use die_after:N, die_on:TEXT, error:TEXT or stall:TEXT"
+                    f"fail={entry}: use die_after:N, die_on:TEXT, kill_on:TEXT, error:TEXT or "
+                    "stall:TEXT"
                 )
             if kind == "die_after" and not (value.isdecimal() and int(value) > 0):
                 raise ValueError(f"fail={entry}: N must be a number from 1")
@@ -91,6 +95,7 @@ class ScriptedEngine:
         self._step_seconds: float | None = None
         self._die_after = min(map(int, self.options.failing("die_after")), default=0)
         self._die_on = self.options.failing("die_on")
+        self._kill_on = self.options.failing("kill_on")
         self._error_on = self.options.failing("error")
         self._stall_on = self.options.failing("stall")
 
@@ -222,6 +227,8 @@ class ScriptedEngine:
         return tokens
 
     def _dies(self, ready: list[Stream]) -> bool:
+        if any(text in stream.prompt for text in self._kill_on for stream in ready):
+            os.kill(os.getpid(), signal.SIGKILL)  # no last word, as a crash in native code
         if self._steps == self._die_after:
             return True
         return any(text in stream.prompt for text in self._die_on for stream in ready)
