@@ -5,11 +5,12 @@ partition at the time of the fence. Later ones nobody can have spoken for.
 """
 
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
 from core.epochs import FenceLog
 from core.poison import Life, Owners
-from core.runs import Logged
+from core.runs import Feature, Logged
 from core.stream import Key, Origin, Reader, Visible
 from schemas.replies import (
     Accepted,
@@ -81,15 +82,16 @@ class Interrupt:
 Verdict = Done | RunFresh | Resume | Interrupt
 
 
-def unfaithful(body: Body) -> str | None:
-    """Why a run that was cut off in the middle cannot be continued; None if it can.
+def unfaithful(body: Body, resumes: AbstractSet[Feature]) -> Feature | None:
+    """What of a run that was cut off in the middle cannot be continued; None if all of it can.
 
-    Penalties count the earlier output, which an engine that is given it as prompt no longer knows
-    as output; guided decoding would have to start from the middle of its grammar.
+    `resumes`: what the engine continues faithfully. It is given the earlier output as a part of its
+    prompt, so it must be made to count it as output (penalties), and to take it as the beginning of
+    the grammar (guided decoding).
     """
-    if body.response_format is not None:
+    if body.response_format is not None and "response_format" not in resumes:
         return "response_format"
-    if body.presence_penalty or body.frequency_penalty:
+    if (body.presence_penalty or body.frequency_penalty) and "penalties" not in resumes:
         return "penalties"
     return None
 
@@ -161,8 +163,13 @@ class Fold:
         life = self.lives.get(origin)
         return life.deaths(self._owners) if life else 0
 
-    def verdict(self, key: Key, origin: Origin, body: Body) -> Verdict:
-        """What to do with the suspect at `origin` whose record names `key`."""
+    def verdict(
+        self, key: Key, origin: Origin, body: Body, resumes: AbstractSet[Feature] = frozenset()
+    ) -> Verdict:
+        """What to do with the suspect at `origin` whose record names `key`.
+
+        `resumes`: the features that the engine at hand continues faithfully.
+        """
         starts = self.deaths(origin)
         state = self.reader.states.get(key)
         if state is None or state.origin is None:
@@ -177,7 +184,7 @@ class Fold:
             return Interrupt(tuple(state.counts), reason, starts)
         if not state.total() and not state.ended_choices:
             return RunFresh(starts, spoken=True)
-        if why := unfaithful(body):
+        if why := unfaithful(body, resumes):
             return Interrupt(tuple(state.counts), why, starts)
         choices = self._choices.get(key, [])
         choices += [ChoiceLog() for _ in range(body.n - len(choices))]

@@ -1,9 +1,15 @@
 """One start of one request on an engine: what goes in, and what comes out step by step."""
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from schemas.replies import ErrorInfo, FinishReason, TokenLogprob
 from schemas.requests import Body, Endpoint
+
+Feature = Literal["penalties", "response_format"]
+"""What of a request looks at the tokens already given: a resumed run must know which they were."""
+
+FEATURES: frozenset[Feature] = frozenset(get_args(Feature))
 
 
 @dataclass(frozen=True, slots=True)

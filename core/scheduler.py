@@ -199,7 +199,7 @@ class Scheduler:
             return
         self._solitude.alone = None
         work.starts = 0
-        if not self._solitude.waiting() or unfaithful(work.request.body):
+        if not self._solitude.waiting() or unfaithful(work.request.body, frozenset()):
             return
         del self._runs[work.run_id]
         commands += [AbortOnEngine(work.run_id), PublishReply(work, work.released())]

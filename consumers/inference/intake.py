@@ -4,6 +4,7 @@ Every record ends somewhere: with the scheduler, completed because the log says 
 with `Failed` and a dead letter, or with a dead letter alone.
 """
 
+import logging
 import math
 from dataclasses import dataclass
 
@@ -20,6 +21,8 @@ from schemas.operations import Start
 from schemas.replies import ErrorInfo, Started
 from schemas.requests import Body, Deadlines, Request
 from topics.ports import Record
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +206,7 @@ def apply_verdict(work: Work, verdict: Verdict) -> ErrorInfo | Done | None:
     work.starts = verdict.starts
     if isinstance(verdict, Interrupt):
         work.counts = list(verdict.counts)
+        _log.warning("request %s is interrupted: %s", work.request.id, verdict.reason)
         return interrupted(verdict.reason)
     work.spoken = verdict.spoken
     if isinstance(verdict, Resume):

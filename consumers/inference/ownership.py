@@ -7,12 +7,14 @@ what was said before me". It writes one A, one fence per reply partition and one
 
 import logging
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
 from consumers.inference.replies import ReplyWriter
 from core.offsets import CommitPoint, OffsetTracker, decode_positions, encode_positions
 from core.poison import Life
 from core.recovery import Fold, RunFresh, Verdict
+from core.runs import Feature
 from core.stream import Key, Reader
 from schemas.codec import encode
 from schemas.fences import Acquired, Fenced
@@ -47,12 +49,19 @@ class Owned:
     reply_partitions: int = 0
     moved: bool = False
 
-    def verdict(self, key: Key, offset: int, reply_partition: int, body: Body) -> Verdict:
-        """What to do with the suspect at `offset`."""
+    def verdict(
+        self,
+        key: Key,
+        offset: int,
+        reply_partition: int,
+        body: Body,
+        resumes: AbstractSet[Feature] = frozenset(),
+    ) -> Verdict:
+        """What to do with the suspect at `offset` on an engine that `resumes` these features."""
         fold = self.folds.get(reply_partition)
         if fold is None:
             return RunFresh()
-        return fold.verdict(key, (str(self.q), offset), body)
+        return fold.verdict(key, (str(self.q), offset), body, resumes)
 
     def said(self, offset: int) -> Started | None:
         """The latest `Started` that an older owner said of the suspect at `offset`."""

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from consumers.inference.accounts import Accounts
+from consumers.inference.engine.ports import Engine
 from consumers.inference.intake import (
     Parked,
     apply_verdict,
@@ -55,8 +56,11 @@ def _same(found: Request, headline: Request) -> bool:
 class Suspects:
     """Judges suspects, reads their bodies, and parks the poison among them."""
 
-    def __init__(self, host: Host, accounts: Accounts, measures: Measures, limits: Limits) -> None:
+    def __init__(
+        self, host: Host, engine: Engine, accounts: Accounts, measures: Measures, limits: Limits
+    ) -> None:
         self._host = host
+        self._engine = engine
         self._accounts = accounts
         self._measures = measures
         self._limits = limits
@@ -70,7 +74,9 @@ class Suspects:
 
     def judge(self, owned: Owned, work: Work, record: Record) -> None:
         """Completes, ends, parks or runs it, as the log says."""
-        verdict = owned.verdict(work.key, work.offset, work.reply_partition, work.request.body)
+        verdict = owned.verdict(
+            work.key, work.offset, work.reply_partition, work.request.body, self._engine.resumes
+        )
         outcome = apply_verdict(work, verdict)
         self._measures.deaths(work)
         if isinstance(outcome, Done):
@@ -101,7 +107,7 @@ class Suspects:
         if work.started_s is not None:
             work.first_token_by_s = work.started_s + found.deadlines.first_token_seconds
         work.request = found
-        if work.resume and (reason := unfaithful(found.body)):
+        if work.resume and (reason := unfaithful(found.body, self._engine.resumes)):
             self._host.fail(work, interrupted(reason))
             return None
         return replace(run, model=found.model, endpoint=found.endpoint, body=found.body)

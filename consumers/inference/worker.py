@@ -70,7 +70,7 @@ class Worker:
             starts_max=limits.starts_max,
             alone_hold_seconds=limits.alone_hold_seconds,
         )
-        self.suspects = Suspects(self, accounts, measures, limits)
+        self.suspects = Suspects(self, engine, accounts, measures, limits)
         self.tiers: dict[Tier, TierConsumer] = {}
         self.tokens_out = 0
         self.cover: Callable[[int], Awaitable[None]] | None = None

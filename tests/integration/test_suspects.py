@@ -12,6 +12,7 @@ import pytest_asyncio
 
 from consumers.inference import suspects, worker
 from consumers.inference.intake import read_request
+from consumers.inference.engine.replaced import ReplacedEngine
 from consumers.inference.service import InferenceService
 from consumers.inference.settings import WorkerSettings
 from core.limits import Limits
@@ -304,8 +305,10 @@ async def test_one_death_fewer_and_it_runs_and_is_innocent(history: History) -> 
 
 
 async def test_penalties_are_found_in_the_body_and_the_answer_not_spliced(
-    history: History,
+    history: History, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # an engine that cannot count what another run has said
+    monkeypatch.setattr(ReplacedEngine, "resumes", frozenset())
     it = history.request
     body = Body(prompt="one two", max_tokens=4, presence_penalty=0.5)
     history.request = Request(

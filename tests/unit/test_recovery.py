@@ -3,7 +3,7 @@
 import pytest
 
 from core.recovery import Done, Fold, Interrupt, Resume, RunFresh
-from core.runs import Logged
+from core.runs import FEATURES, Feature, Logged
 from core.stream import Reader
 from schemas.replies import AnyEvent, Events, Fence, Finished, Started, Tokens, TokenUsage
 from schemas.requests import CHAT, Body, RequestInfo, ResponseFormat
@@ -102,16 +102,21 @@ def test_every_choice_is_resumed_and_one_that_ended_stays_ended() -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "reason"),
+    ("body", "feature"),
     [
         (Body(prompt="x", presence_penalty=0.5), "penalties"),
         (Body(prompt="x", frequency_penalty=-0.5), "penalties"),
         (Body(prompt="x", response_format=ResponseFormat(type="json_object")), "response_format"),
     ],
 )
-def test_what_cannot_be_continued_is_interrupted(body: Body, reason: str) -> None:
+def test_what_the_engine_cannot_continue_is_interrupted_once_it_was_visible(
+    body: Body, feature: Feature
+) -> None:
     fold = folded(started(), tokens(0, "ab"))
-    assert fold.verdict(KEY, (Q, 7), body) == Interrupt((2,), reason, 1)
+    assert fold.verdict(KEY, (Q, 7), body) == Interrupt((2,), feature, 1)
+    assert fold.verdict(KEY, (Q, 7), body, FEATURES - {feature}) == Interrupt((2,), feature, 1)
+    resumed = Resume((Logged((97, 98), "ab"),), 1)
+    assert fold.verdict(KEY, (Q, 7), body, frozenset({feature})) == resumed
     assert folded(started()).verdict(KEY, (Q, 7), body) == RunFresh(1, spoken=True)
 
 

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from core.errors import InferlogError
-from core.runs import Logged, Output, Report, Run, RunEnded
+from core.runs import FEATURES, Feature, Logged, Output, Report, Run, RunEnded
 
 __all__ = [
+    "FEATURES",
     "Engine",
     "EngineDied",
+    "Feature",
     "Logged",
     "ModelInfo",
     "Output",
@@ -54,6 +56,15 @@ class Engine(Protocol):
     @property
     def slots(self) -> int:
         """Runs at once."""
+        ...
+
+    @property
+    def resumes(self) -> frozenset[Feature]:
+        """What a run that goes on from logged tokens continues faithfully; known once it has started.
+
+        A run that asks for more, or whose logged tokens turn out to be none that this engine could
+        have given, ends with the error `interrupted`: two pieces that do not fit are never joined.
+        """
         ...
 
     async def start(

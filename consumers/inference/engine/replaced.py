@@ -16,6 +16,7 @@ from consumers.inference.engine.ports import (
     ReportHandler,
     Run,
 )
+from core.runs import Feature
 
 ATTEMPTS_MAX = 5
 """Engines in a row that died, or did not start, after which the process is given up."""
@@ -59,6 +60,11 @@ class ReplacedEngine:
     def slots(self) -> int:
         """0 while there is no engine."""
         return 0 if self.away else self._engine.slots
+
+    @property
+    def resumes(self) -> frozenset[Feature]:
+        """As the engine's."""
+        return self._engine.resumes
 
     async def start(
         self, on_reports: ReportHandler, on_death: Callable[[EngineDied], None]

@@ -15,7 +15,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from consumers.inference.engine.ports import (
+    FEATURES,
     EngineDied,
+    Feature,
     ModelInfo,
     Report,
     ReportHandler,
@@ -73,6 +75,8 @@ class ScriptedOptions:
 
 class ScriptedEngine:
     """One timer steps all streams; all reports of a step leave in one call."""
+
+    resumes: frozenset[Feature] = FEATURES  # nothing is sampled, so nothing looks back
 
     def __init__(self, model: str = "scripted", options: ScriptedOptions | None = None) -> None:
         self.options = options or ScriptedOptions()

@@ -22,6 +22,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from consumers.inference.engine.ports import (
     EngineDied,
+    Feature,
     ModelInfo,
     Report,
     ReportHandler,
@@ -37,6 +38,7 @@ from consumers.inference.engine.vllm_requests import (
     compilers_for,
     sampling_params,
 )
+from consumers.inference.engine.vllm_seams import Seams
 from core.errors import Refusal
 from schemas.replies import ErrorInfo
 
@@ -62,7 +64,9 @@ class VllmEngine:
     def __init__(self, arguments: AsyncEngineArgs, name: str, compile_seconds: float) -> None:
         self.models: tuple[ModelInfo, ...] = ()
         self.slots: int = arguments.max_num_seqs or 0
+        self.resumes: frozenset[Feature] = frozenset()
         self._name = name
+        self._seams = Seams()
         self._process = VllmProcess(arguments)
         self._preparer: Preparer | None = None
         # one thread: a tokenizer is not made for two at once
@@ -92,6 +96,8 @@ class VllmEngine:
         self._preparer = Preparer(
             process.tokenizer, self._name, process.context_tokens, process.end_ids()
         )
+        self._seams = await asyncio.to_thread(process.seams)
+        self.resumes = self._seams.resumes
         self._spawn(self._watch())
 
     def submit(self, run: Run) -> None:
@@ -116,12 +122,12 @@ class VllmEngine:
         self._ended_for_good = True
         self._runs.clear()
         self._said.clear()
-        tasks = [*self._tasks]
-        for task in tasks:
+        for task in (tasks := [*self._tasks]):
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._schemas.stop()
         self._pool.shutdown(wait=False, cancel_futures=True)
+        self._seams.close()
         await self._process.stop()
 
     def step_seconds(self) -> float | None:
@@ -143,11 +149,11 @@ class VllmEngine:
             if run.model != self._name:
                 message = f"This engine serves {self._name!r}, not the model that was asked for."
                 raise Refusal("model_not_found", message, param="model")  # noqa: TRY301
-            loop = asyncio.get_running_loop()
-            prepared = await loop.run_in_executor(self._pool, preparer.prepare, run)
-            wanted = run.body.response_format
-            if wanted is not None and wanted.schema is not None:
+            in_pool = asyncio.get_running_loop().run_in_executor
+            prepared = await in_pool(self._pool, preparer.prepare, run)
+            if (wanted := run.body.response_format) is not None and wanted.schema is not None:
                 await self._schemas.check(wanted.schema, compilers_for(wanted.schema))
+            await self._seams.prepare(run, prepared.choices)
             await self._hand_over(running, prepared)
         except Refusal as refusal:
             self._end(running, refusal.info())
@@ -158,21 +164,19 @@ class VllmEngine:
             message = f"The engine refuses this request: {str(error)[:MESSAGE_CHARS]}"
             self._end(running, ErrorInfo(code="invalid_request", message=message, param=parameter))
         except Exception as error:  # noqa: BLE001 a request must never hang, whatever fails
-            # what such an error says may repeat the prompt
-            log.error("a run could not be started: %s", type(error).__name__)  # noqa: TRY400
+            log.error("a run could not be started: %s", type(error).__name__)  # noqa: TRY400 no prompt
             self._end(running, _failed())
 
     async def _vocabulary(self) -> dict[str, Any]:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._pool, self._process.vocabulary)
+        in_pool = asyncio.get_running_loop().run_in_executor
+        return await in_pool(self._pool, self._process.vocabulary)
 
     async def _hand_over(self, running: _Running, prepared: Prepared) -> None:
         run = running.run
         running.prompt_tokens = prepared.prompt_tokens
         running.open = {c.index: c for c in prepared.choices if c.ended is None}
-        for choice in prepared.choices:
-            if choice.ended is not None:
-                self._say(choice.closing())
+        for choice in (c for c in prepared.choices if c.ended is not None):
+            self._say(choice.closing())
         if not running.open:
             self._end(running, None)
         for choice in [*running.open.values()]:
@@ -235,6 +239,9 @@ class VllmEngine:
         if running.cached_tokens is None:
             # of the first choice to speak: the others find its prompt in the cache
             running.cached_tokens = output.num_cached_tokens or 0
+        if choice.follower is not None and not choice.follower.accepts(completion.token_ids):
+            self._failed_in_vllm(running, RuntimeError("a token against the grammar"), reports)
+            return
         report = choice.advance(completion.token_ids, reason, completion.logprobs)
         reports.append(report)
         if choice.ended is None:

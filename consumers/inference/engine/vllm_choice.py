@@ -6,7 +6,7 @@ have said, wherever the cut fell: inside a character, or inside a stop string.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from tokenizers.decoders import DecodeStream
 
@@ -17,6 +17,16 @@ from schemas.requests import Body
 
 _TAIL_TOKENS = 32
 _INVALID_PREFIX = "Invalid prefix encountered"
+
+
+class Follower(Protocol):
+    """Where a choice is in its grammar, the JSON that follows `schema`."""
+
+    schema: str
+
+    def accepts(self, token_ids: Sequence[int]) -> bool:
+        """Goes on by these tokens. False: they are no beginning of what the grammar allows."""
+        ...
 
 
 class Choice:
@@ -30,6 +40,7 @@ class Choice:
         "_tokenizer",
         "count",
         "ended",
+        "follower",
         "index",
         "internal_id",
         "pending_text",
@@ -48,6 +59,8 @@ class Choice:
         self.ended: FinishReason | None = None
         self.internal_id: str | None = None
         """vLLM's own id of the request, once it has been handed over."""
+        self.follower: Follower | None = None
+        """Set where this choice is guided by us and not by vLLM."""
         self.pending_text = ""
         self._tokenizer = tokenizer._tokenizer  # noqa: SLF001 the Rust tokenizer, which decoders take
         # The end of the prompt decides, in some vocabularies, whether a space comes first. All of a

@@ -13,6 +13,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from consumers.inference.engine.ports import EngineDied
+from consumers.inference.engine.vllm_seams import Seams
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +75,10 @@ class VllmProcess:
         more = self._llm.model_config.try_get_generation_config().get("eos_token_id")
         found.update(more if isinstance(more, list) else [more])
         return [token_id for token_id in found if token_id is not None]
+
+    def seams(self) -> Seams:
+        """What this engine can go on with; reads the vocabulary: a second for a large one."""
+        return Seams.open(self._llm.vllm_config, self.tokenizer, self.end_ids())
 
     async def add(
         self,

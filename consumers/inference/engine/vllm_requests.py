@@ -10,15 +10,20 @@ from typing import Any
 
 from jinja2 import TemplateError
 from vllm import SamplingParams
-from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+from vllm.sampling_params import RequestOutputKind
 from vllm.v1.structured_output.backend_guidance import has_guidance_unsupported_json_features
 from vllm.v1.structured_output.backend_xgrammar import has_xgrammar_unsupported_json_features
 
 from consumers.inference.engine.ports import Logged, Run
+from consumers.inference.engine.vllm_arguments import CONTINUATION, Continued
 from consumers.inference.engine.vllm_choice import Choice
+from consumers.inference.engine.vllm_seams import structured_outputs
 from core.errors import Refusal
 from core.limits import DEFAULT_LIMITS
 from schemas.requests import Body, Message
+
+_SEED_STRIDE = 1_000_003
+"""More than there are choices, so that no other choice's seed is met."""
 
 
 @dataclass(slots=True)
@@ -127,29 +132,45 @@ def sampling_params(body: Body, choice: Choice, max_tokens: int) -> SamplingPara
     """Of one choice that goes on from what was logged. Raises ValueError, or vLLM's own errors.
 
     Text is made here, not in vLLM (`detokenize`), so that one path serves new and resumed runs;
-    stop strings are text, so they are ours too.
+    stop strings are text, so they are ours too. What looks back at the logged tokens is done by
+    `vllm_continuation`, and then not by vLLM.
     """
-    structured = None
-    if body.response_format is not None:
-        schema = body.response_format.schema
-        structured = (
-            StructuredOutputsParams(json_object=True)
-            if schema is None
-            else StructuredOutputsParams(json=schema)
+    penalised = choice.count > 0 and bool(body.presence_penalty or body.frequency_penalty)
+    follower = choice.follower
+    continued = None
+    if penalised or follower is not None:
+        continued = Continued(
+            choice.count,
+            body.presence_penalty if penalised else 0.0,
+            body.frequency_penalty if penalised else 0.0,
+            None if follower is None else follower.schema,
         )
+    structured = None
+    if body.response_format is not None and follower is None:
+        structured = structured_outputs(body.response_format)
     return SamplingParams.from_optional(
         # each choice is a request of its own; vLLM too gives choice i the seed plus i
         n=1,
-        seed=None if body.seed is None else body.seed + choice.index,
+        seed=None if body.seed is None else _seed(body.seed, choice),
         max_tokens=max_tokens - choice.count,
         temperature=body.temperature,
         top_p=body.top_p,
-        presence_penalty=body.presence_penalty,
-        frequency_penalty=body.frequency_penalty,
+        presence_penalty=0.0 if penalised else body.presence_penalty,
+        frequency_penalty=0.0 if penalised else body.frequency_penalty,
         logprobs=body.logprobs,
         logit_bias=body.logit_bias,
         structured_outputs=structured,
+        extra_args=None if continued is None else {CONTINUATION: continued.to_argument()},
         output_kind=RequestOutputKind.DELTA,
         detokenize=False,
         skip_clone=False,
     )
+
+
+def _seed(seed: int, choice: Choice) -> int:
+    """The state behind the logged tokens cannot be had again, so a resumed run gets another seed.
+
+    With the same one, its draws would be those that gave the answer's beginning.
+    """
+    moved = seed + choice.index + _SEED_STRIDE * choice.count
+    return (moved + 2**63) % 2**64 - 2**63

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from consumers.inference.engine.options import EngineOptionError, parse_options
+from consumers.inference.engine.vllm_arguments import PROCESSOR
 from core.limits import DEFAULT_LIMITS, Limits
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ log = logging.getLogger(__name__)
 
 CPU_SLOTS = 32
 """Sequences at once on a CPU, where vLLM's own default is for a GPU's batches."""
+
+_RUNNER = "VLLM_USE_V2_MODEL_RUNNER"
 
 _BF16_FLAGS = frozenset(("avx512_bf16", "amx_bf16"))
 
@@ -58,11 +61,29 @@ def make_vllm_engine(
             os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
         log.info("vllm on a CPU: dtype %s (flags: %s)", found.get("dtype", dtype), flags)
     arguments = {"model": model, **defaults, **found}
+    arguments["logits_processors"] = _processors(found)
     name = arguments.get("served_model_name") or Path(model).name
     try:
         return VllmEngine(AsyncEngineArgs(**arguments), _first(name), limits.schema_compile_seconds)
     except (ValueError, TypeError) as error:
         raise EngineOptionError(f"vLLM refuses these engine options: {error}") from error
+
+
+def _processors(found: dict[str, Any]) -> list[Any] | None:
+    """The operator's logits processors and ours, without which some resumed runs are refused."""
+    given = found.get("logits_processors")
+    if found.get("speculative_config") is not None:
+        if given:
+            raise EngineOptionError(
+                "engine options 'speculative_config' and 'logits_processors' exclude each other"
+            )
+        why = "speculative decoding checks several tokens at once"
+    elif os.environ.get(_RUNNER) != "0":
+        why = f"{_RUNNER} is not 0"
+    else:
+        return [*(given or ()), PROCESSOR]
+    log.warning("%s: an answer with penalties or guided decoding is not resumed", why)
+    return given
 
 
 def cpu_dtype(cpuinfo: Path) -> tuple[str, str]:
@@ -87,6 +108,8 @@ def _prepare_environment(model: str) -> None:
     # a fork would copy this process's threads, sockets and event loop into the engine
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    # of vLLM's two model runners, the one whose logits processors resumed runs are written for
+    os.environ.setdefault(_RUNNER, "0")
 
 
 def _argument_types(arguments: type) -> dict[str, Any]:
