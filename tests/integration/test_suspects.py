@@ -11,8 +11,8 @@ import pytest
 import pytest_asyncio
 
 from consumers.inference import suspects, worker
-from consumers.inference.intake import read_request
 from consumers.inference.engine.replaced import ReplacedEngine
+from consumers.inference.intake import read_request
 from consumers.inference.service import InferenceService
 from consumers.inference.settings import WorkerSettings
 from core.limits import Limits
