@@ -89,8 +89,8 @@ class Pipeline:
         self._growth = ReplyGrowth(self._log, self._router, self._placement, self._replica)
         self._keyed = KeyedSubmitter(self._claims, self._placement, self, self._clock, self.metrics)
         await self._publisher.open()
-        for starting in (self._router.start(), self._claims.start(), self._directory.start()):
-            self._watch(await starting)
+        for start in (self._router.start, self._claims.start, self._directory.start):
+            self._watch(await start())
         self._watch(asyncio.create_task(self._growth.follow(), name="reply-growth"))
         self._started = True
 
@@ -151,7 +151,8 @@ class Pipeline:
         key: Key = (draft.tenant, request_id)
         parts = parse_request_id(request_id)
         box: Mailbox | None = None
-        if parts.reply_partition in self._router.home and self._placement.just_made(parts.time_ms):
+        new = self._placement.just_made(parts.time_ms) and not self._router.watches(key)
+        if parts.reply_partition in self._router.home and new:
             box = Mailbox(key, self.limits.mailbox_events, self.limits.mailbox_bytes)
             self._router.watch(box)
         stream = self._stream(key, box)

@@ -79,6 +79,9 @@ class Publisher:
     ) -> None:
         """Appends the request and `Accepted` side by side; returns after both acks.
 
+        Under a key one after the other: a retry that met `Accepted` alone would join a request that
+        nobody will ever run.
+
         Raises Refusal: `request_too_large`, `unavailable`, or `outcome_unknown`; then a request
         without a key is cancelled as soon as the log can be reached.
         """
@@ -95,9 +98,13 @@ class Publisher:
                 appender = self._appender or await self.open()
                 sent_ms = self._clock.wall_ms()
                 ack = appender.append(q.topic, q.index, value, key=record_key, headers=headers)
-                accepted_ack = appender.append(REPLIES, parts.reply_partition, encode(accepted))
-                appended = await ack
-                await accepted_ack
+                if keyed:
+                    appended = await ack
+                    await appender.append(REPLIES, parts.reply_partition, encode(accepted))
+                else:
+                    accepted_ack = appender.append(REPLIES, parts.reply_partition, encode(accepted))
+                    appended = await ack
+                    await accepted_ack
         except (LogError, TimeoutError) as error:
             key = (request.tenant, request.id)
             if appender is None:

@@ -96,6 +96,10 @@ class ReplyRouter:
             positions[partition] = begin.position
         return positions
 
+    def watches(self, key: Key) -> bool:
+        """Whether a box of this request is fed already: a second one would take its events away."""
+        return key in self._boxes
+
     def watch(self, box: Mailbox) -> None:
         """From now on the events of this request go to the box."""
         self._boxes[box.key] = box

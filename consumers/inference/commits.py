@@ -59,9 +59,16 @@ class Commits:
         self._log = log
         self._host = host
         self._session_seconds = session_timeout_seconds
+        self._turn = asyncio.Lock()
 
     async def commit_unchanged(self, qs: frozenset[Partition]) -> None:
         """Commits what is committed: proof of membership, and nothing else changes."""
+        # One of ours that is under way could land between the question and the commit, which would
+        # then take the group back to where it was.
+        async with self._turn:
+            await self._commit_unchanged(qs)
+
+    async def _commit_unchanged(self, qs: frozenset[Partition]) -> None:
         assert self._tier.member is not None
         assignment = self._tier.assignment_number
         begun_s = time.monotonic()
@@ -98,6 +105,10 @@ class Commits:
 
     async def commit(self, qs: set[Partition]) -> None:
         """One checked commit: snapshot, then no higher epoch on `fences`, then the group's word."""
+        async with self._turn:
+            await self._commit(qs)
+
+    async def _commit(self, qs: set[Partition]) -> None:
         assert self._tier.member is not None
         assignment = self._tier.assignment_number
         snapshot = {
@@ -107,7 +118,7 @@ class Commits:
         }
         if not snapshot:
             if self._tier.assigned:
-                await self.commit_unchanged(self._tier.assigned)
+                await self._commit_unchanged(self._tier.assigned)
             return
         await self._tier.fence_tail.caught_up()
         overtaken = {

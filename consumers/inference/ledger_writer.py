@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from runtime.clock import BrokerClock
 from topics.ports import Appended, Appender, Headers, Log, LogError, RecordTooLarge
 
 PENDING_MAX = 50_000
@@ -36,8 +37,10 @@ class LedgerWriter:
     so, and the worker takes nothing new.
     """
 
-    def __init__(self, log: Log) -> None:
+    def __init__(self, log: Log, clock: BrokerClock | None = None) -> None:
+        """With a clock, each ack tells it the broker's time."""
         self._log = log
+        self._clock = clock
         self._appender: Appender | None = None
         self._failed: deque[_Entry] = deque()
         self._under_way = 0
@@ -74,18 +77,25 @@ class LedgerWriter:
             self._wake.set()
             return
         appender = self._appender
+        sent_ms = self._clock.wall_ms() if self._clock is not None else 0
         future = asyncio.ensure_future(
             appender.append(
                 entry.topic, entry.partition, entry.value, key=entry.key, headers=entry.headers
             )
         )
         self._under_way += 1
-        future.add_done_callback(lambda done: self._done(appender, entry, done))
+        future.add_done_callback(lambda done: self._done(appender, entry, sent_ms, done))
 
-    def _done(self, appender: Appender, entry: _Entry, future: "asyncio.Future[Appended]") -> None:
+    def _done(
+        self, appender: Appender, entry: _Entry, sent_ms: int, future: "asyncio.Future[Appended]"
+    ) -> None:
         self._under_way -= 1
         error = LogError("cancelled") if future.cancelled() else future.exception()
         if error is None:
+            time_ms = future.result().time_ms
+            if self._clock is not None and time_ms:
+                # deadlines count from append times: never by two wall clocks
+                self._clock.observe(time_ms, sent_ms, self._clock.wall_ms())
             if entry.on_acknowledged is not None:
                 entry.on_acknowledged()
             return

@@ -69,6 +69,7 @@ class ReplyWriter:
     def __init__(self, log: Log, on_failure: Callable[[], None], metrics: Metrics) -> None:
         self.acknowledged: dict[int, int] = {}
         self.silenced: Callable[[], frozenset[str]] = frozenset
+        self.failures_count = 0
         self._log = log
         self._on_failure = on_failure
         self._appender: Appender | None = None
@@ -171,6 +172,7 @@ class ReplyWriter:
         appender, self._appender = self._appender, None
         self._buffers.clear()
         if appender is not None:
+            self.failures_count += 1
             _log.warning("a publish to replies failed or is in doubt: %s", error)
             outcome = "refused" if isinstance(error, AppendFailed) else "unknown"
             self._publish_failures.labels(REPLIES, outcome).inc()

@@ -85,7 +85,7 @@ class InferenceService:
             self._log, retention_ms=int(3000 * limits.reply_retention_seconds)
         )
         self._writer = ReplyWriter(self._log, self._on_publish_failure, self.metrics)
-        self._ledger = LedgerWriter(self._log)
+        self._ledger = LedgerWriter(self._log, self._clock)
         skew_ms = int(limits.clock_skew_seconds * 1000)
         self._late_copies = LateCopies(self._log, self._fence_tail, skew_ms)
         accounts = Accounts(self._log, self._ledger, self._clock.now_ms)

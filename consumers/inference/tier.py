@@ -48,7 +48,7 @@ class TierConsumer:
         span_offsets: int,
         skew_ms: int,
     ) -> None:
-        incarnation, self.fence_tail, writer = ownership_parts
+        incarnation, self.fence_tail, self._writer = ownership_parts
         self.tier = tier
         self.topic = request_topic(pool, tier)
         self.group = request_group(pool, tier)
@@ -58,7 +58,7 @@ class TierConsumer:
         self._log = log
         self._host = host
         self.ownership = Ownership(
-            log, self.group, incarnation, self.fence_tail, writer, span_offsets
+            log, self.group, incarnation, self.fence_tail, self._writer, span_offsets
         )
         self._session_seconds = session_timeout_seconds
         self._span_offsets = span_offsets
@@ -133,8 +133,8 @@ class TierConsumer:
         _log.warning("epochs of %s ended: %s", ", ".join(map(str, sorted(ended))), reason)
         self._host.count("epoch_ended", reason)
         self._forget(ended)
-        if not self._wanted:
-            self._wanted_since_s = asyncio.get_running_loop().time()
+        now_s = asyncio.get_running_loop().time()
+        self._wanted_since_s = self._wanted_since_s if self._wanted else now_s
         self._wanted |= ended & self.assigned
         self._epoch_ended.set()
 
@@ -154,8 +154,8 @@ class TierConsumer:
             try:
                 await self._keep()
                 if self._wanted:
-                    if not confirmed:
-                        await self._confirm()
+                    if not confirmed:  # one begun after the doubt says that we are still a member
+                        await self._commits.commit_unchanged(frozenset(self._wanted))
                     await self._acquire(frozenset(self._wanted))
                 pause_seconds = 0.1
             except (LogError, UndecodableRecord) as error:
@@ -184,16 +184,16 @@ class TierConsumer:
             self._wanted.discard(q)
             self._begin_reading(q)
 
-    async def _confirm(self) -> None:
-        """An unchanged commit, begun after the doubt, is accepted: we are still a member."""
-        await self._commits.commit_unchanged(frozenset(self._wanted))
-
     async def _acquire(self, qs: frozenset[Partition]) -> None:
+        failures_count = self._writer.failures_count
         acquired = await self.ownership.acquire(qs)
         for q, owned in acquired.items():
             if owned.tracker.next < owned.suspect_end:
                 oldest_ms = await append_time_ms(self._log, q, owned.tracker.next)
                 await self._host.cover_cancels(oldest_ms - self._skew_ms)
+        if self._writer.failures_count != failures_count:
+            # another tier's publish: what is not owned yet is not told, and would not be heard
+            raise LogError("a publish failed while the partitions were taken over")
         for q, owned in acquired.items():
             if owned.moved:
                 self._host.count("committed_off_log")
