@@ -5,7 +5,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from core.stream import Key, Reader, StreamState
-from schemas.codec import decode_dead_letter, decode_reply, decode_request
+from schemas.codec import decode_letter, decode_reply, decode_request
+from schemas.operations import DeadLetter
 from schemas.replies import Finished, Tokens
 from schemas.requests import TIERS, Request
 from tests.faults.clients import NOTHING_APPENDED, Operation, scripted_answer
@@ -68,8 +69,8 @@ async def _read_requests(log: Log, pool: str, found: LogView) -> None:
 async def _read_stale(log: Log, found: LogView) -> None:
     for index in range(await log.partition_count(DEAD_LETTERS)):
         for record in await read_all(log, Partition(DEAD_LETTERS, index)):
-            letter = decode_dead_letter(record.value)
-            if letter.reason == "stale_id":
+            letter = decode_letter(record.value)
+            if isinstance(letter, DeadLetter) and letter.reason == "stale_id":
                 found.stale.add((letter.tenant or "", letter.request_id or ""))
 
 

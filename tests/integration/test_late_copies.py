@@ -18,7 +18,7 @@ from consumers.inference.service import InferenceService
 from consumers.inference.settings import WorkerSettings
 from core.limits import DEFAULT_LIMITS
 from core.stream import Reader, Visible
-from schemas.codec import UndecodableRecord, decode_dead_letter, decode_reply
+from schemas.codec import UndecodableRecord, decode_letter, decode_reply
 from schemas.ids import make_request_id, parse_request_id
 from schemas.operations import DeadLetter
 from schemas.replies import Events, Finished, Started, Tokens
@@ -93,7 +93,8 @@ class Served:
                 await asyncio.sleep(0.1)
 
     async def letters(self) -> list[DeadLetter]:
-        return [decode_dead_letter(value) for value in await self.raw(DEAD_LETTERS, 0)]
+        found = [decode_letter(value) for value in await self.raw(DEAD_LETTERS, 0)]
+        return [it for it in found if isinstance(it, DeadLetter)]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")

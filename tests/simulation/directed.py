@@ -4,7 +4,6 @@ import random
 from collections.abc import Callable
 from dataclasses import replace
 
-from tests.simulation.client import same_request
 from tests.simulation.cluster import Weather
 from tests.simulation.plan import Trouble, WorldPlan
 
@@ -51,20 +50,6 @@ def resume_without_position(plan: WorldPlan) -> None:
     plan.slots, plan.workers = 2, 2
     _busy(plan)
     _spread(plan, "storm", 5)
-
-
-@directed
-def one_id_two_mailboxes(plan: WorldPlan) -> None:
-    """One replica, retries at once, and a lease that is over before anything is known."""
-    plan.limits = replace(plan.limits, claim_lease_seconds=0.02)
-    plan.replicas = 1
-    plan.troubles = [it for it in plan.troubles if not it.kind.endswith("replica")]
-    _weather(plan, Weather(slow=0.3))
-    again = []
-    for it in plan.clients:
-        keyed = replace(it, key=it.key or f"key-{it.number}", mode="stream", attach=True)
-        again += [keyed, same_request(keyed, 2000 + it.number, it.at_s + 0.2)]
-    plan.clients = again
 
 
 @directed

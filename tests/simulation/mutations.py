@@ -25,7 +25,6 @@ from core.runs import Logged
 from core.scheduler import Scheduler
 from core.stream import Reader
 from producer_api.publisher import Publisher
-from producer_api.reply_router import ReplyRouter
 from producer_api.streams import ReplyStream
 
 Mutation = Callable[[contextlib.ExitStack], None]
@@ -160,10 +159,12 @@ def accept_other_origins(stack: contextlib.ExitStack) -> None:
 def repeat_after_overflow(stack: contextlib.ExitStack) -> None:
     """A reader that lost its mailbox is told everything again."""
 
-    async def reopen(self: ReplyStream) -> Any:
-        return await self._open_follower()
+    async def open_follower(self: ReplyStream) -> Any:
+        follower = await old(self)
+        self._skip = 0
+        return follower
 
-    _put(stack, ReplyStream, "_reopen", reopen)
+    old = _put(stack, ReplyStream, "_open_follower", open_follower)
 
 
 @mutation
@@ -384,11 +385,12 @@ class _NoTurn:
 def marks_forget_ends(stack: contextlib.ExitStack) -> None:
     """A commit's positions do not cover ends without a start."""
 
-    def spoken(self: Worker, handle: Any, partition: int) -> None:
-        if any(w.handle is handle and w.run_id >= 0 for w in self.scheduler.works()):
-            old(self, handle, partition)
+    def end(self: Worker, work: Any, *args: Any) -> None:
+        before = work.handle.spoken_at
+        old(self, work, *args)
+        work.handle.spoken_at = before
 
-    old = _put(stack, Worker, "_spoken", spoken)
+    old = _put(stack, Worker, "_end", end)
 
 
 @mutation
@@ -420,12 +422,6 @@ def accepted_side_by_side(stack: contextlib.ExitStack) -> None:
         await old(self, *args, keyed=False)
 
     old = _put(stack, Publisher, "publish", publish)
-
-
-@mutation
-def one_id_two_mailboxes(stack: contextlib.ExitStack) -> None:
-    """The second mailbox of an id takes the events of the first."""
-    _put(stack, ReplyRouter, "watches", lambda *_: False)
 
 
 @mutation
