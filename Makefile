@@ -5,7 +5,7 @@ PYTEST ?=
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check format test test-all soak sim demo up bench-pipeline lock clean
+.PHONY: help setup check format test test-all soak faults sim demo up bench-pipeline lock clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ test-all: setup ## The long ones as well
 
 soak: setup ## Volume runs alone
 	$(BIN)/python -m pytest -m soak $(PYTEST)
+
+faults: setup ## The whole fault matrix on real processes (half an hour; some rows need root, Go or faketime)
+	$(BIN)/python -m pytest tests/faults -m "not soak" $(PYTEST)
 
 sim: setup ## Simulated failures (SEEDS=500; SEED=17: that one, in full; REQUESTS=1000000: so many)
 	@$(BIN)/python -m tests.simulation --seeds $(or $(SEEDS),500) $(if $(SEED),--seed $(SEED)) \
