@@ -27,6 +27,9 @@ class Limits:
     metadata_count: int = 16  # 400
     metadata_chars: int = 512  # 400
     user_chars: int = 512  # 400
+    echo_bytes: int = (
+        8192  # not repeated in the response object: longer instructions, larger schema
+    )
     max_tokens_default: int = 1024
     max_tokens: int = 131_072  # 400; the model's context bounds it further
     schema_bytes: int = 64 * 1024  # 400
@@ -46,6 +49,7 @@ class Limits:
     heartbeat_seconds: float = 15.0
     clock_skew_seconds: float = 30.0
     reply_retention_seconds: float = 3600.0  # how long `replies` keeps an answer
+    ticket_seconds: float = 60.0  # 401: a browser's ticket for one stream
 
     # idempotency
     claim_life_seconds: float = 3600.0
@@ -59,6 +63,11 @@ class Limits:
     # what a process holds
     open_streams: int = 20_000  # 503, per API replica
     scans_per_tenant: int = 2  # waits
+    scans_per_partition: int = 3  # waits: readers of one reply partition, per API replica
+    result_cache_seconds: float = 300.0  # then read from the log again
+    result_cache_bytes: int = 64 * 1024 * 1024  # the oldest is forgotten
+    deleted_ids: int = 100_000  # 429
+    tickets: int = 100_000  # 429: used within the last ticket_seconds
     mailbox_events: int = 1024  # then reads on from the log
     mailbox_bytes: int = 256 * 1024
     span_offsets: int = 16_384  # started offsets beyond the committed one, per request partition

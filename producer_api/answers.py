@@ -13,10 +13,10 @@ from starlette.responses import Response
 from core.errors import InferlogError, Refusal
 from core.limits import Limits
 from core.stream import Visible, is_terminal
-from producer_api.error_responses import error_object, error_response, refusal_of
-from producer_api.rendering import ChunkRenderer, frame, whole_body
+from producer_api.error_responses import error_response, refusal_of
+from producer_api.rendering import Renderer, whole_body
 from producer_api.streams import ClientGone, ReplyStream, ShuttingDown
-from schemas.replies import Accepted, Started, Tokens
+from schemas.replies import Tokens
 from schemas.requests import RequestInfo
 
 RETRY_MS = 1000
@@ -28,6 +28,10 @@ OnGone = Callable[[], None]
 
 def _says_something(event: Visible) -> bool:
     return isinstance(event, Tokens) or is_terminal(event)
+
+
+def _is_there(_: Visible) -> bool:
+    return True
 
 
 class Answering:
@@ -66,11 +70,16 @@ class Answering:
         return Response(body, headers=headers, media_type=JSON)
 
     async def streamed(
-        self, info: RequestInfo, headers: dict[str, str], *, after: int = 0
+        self, renderer: Renderer, headers: dict[str, str], *, status_until: int | None = 0
     ) -> Response:
-        """Server-sent events; what fails before the first byte is an HTTP status."""
+        """Server-sent events; what fails before the first byte is an HTTP status.
+
+        The request's own failure is one if there are at most `status_until` tokens of its answer;
+        None: it is always an event, and the first byte waits for no token.
+        """
+        enough = _says_something if status_until is not None else _is_there
         try:
-            await self._collect(_says_something, self._limits.first_byte_seconds)
+            await self._collect(enough, self._limits.first_byte_seconds)
         except ClientGone:
             await self._stream.close()
             self._on_gone()
@@ -78,18 +87,21 @@ class Answering:
         except InferlogError as error:
             await self._stream.close()
             return error_response(_as_refusal(error, self._stream), headers)
-        last = self.events[-1] if self.events else None
-        if last is not None and is_terminal(last) and self._stream.position == after:
-            refusal = refusal_of(last)  # type: ignore[arg-type]  # just checked
-            if refusal is not None:
-                await self._stream.close()
-                return error_response(refusal, headers)
-        renderer = ChunkRenderer(self._stream.request_id, info, after)
+        refusal = self._refusal_at_once(status_until)
+        if refusal is not None:
+            await self._stream.close()
+            return error_response(refusal, headers)
         return EventSourceResponse(
             self._frames(renderer),
             headers={**SSE_HEADERS, **headers},
             ping=int(self._limits.heartbeat_seconds),
         )
+
+    def _refusal_at_once(self, status_until: int | None) -> Refusal | None:
+        last = self.events[-1] if self.events else None
+        if last is None or status_until is None or self._stream.position > status_until:
+            return None
+        return refusal_of(last) if is_terminal(last) else None  # type: ignore[arg-type]  # just checked
 
     async def _collect(self, enough: Callable[[Visible], bool], seconds: float | None) -> None:
         """Gathers events until one is enough, or the seconds are over."""
@@ -118,7 +130,7 @@ class Answering:
                 self._stream.abandon()
                 return
 
-    async def _frames(self, renderer: ChunkRenderer) -> AsyncIterator[bytes]:
+    async def _frames(self, renderer: Renderer) -> AsyncIterator[bytes]:
         complete = False
         try:
             # in front of the first event, not on its own: an event without data breaks SDKs
@@ -129,10 +141,7 @@ class Answering:
                     yield retry + data
                     retry = b""
                 if events and is_terminal(events[-1]):
-                    refusal = refusal_of(events[-1])  # type: ignore[arg-type]  # just checked
                     complete = True
-                    if refusal is not None:
-                        yield frame(error_object(refusal), renderer.position)
                     return
                 left_s = self._until_s - time.monotonic()
                 if left_s <= 0:
@@ -140,7 +149,7 @@ class Answering:
                 events = await self._stream.next(min(left_s, 30.0))
         except InferlogError as error:
             complete = True  # it runs on: the client resumes it from its position elsewhere
-            yield frame(error_object(_as_refusal(error, self._stream)), renderer.position)
+            yield renderer.failure(_as_refusal(error, self._stream))
         finally:
             if not complete:
                 self._on_gone()
@@ -158,11 +167,6 @@ def _as_refusal(error: InferlogError, stream: ReplyStream) -> Refusal:
             retry_after_seconds=1,
         )
     return Refusal("unavailable", "The log cannot be read right now.", retry_after_seconds=2)
-
-
-def info_of(events: list[Visible]) -> RequestInfo | None:
-    """What `Accepted` or `Started` says of the request, if one of them is among the events."""
-    return next((it.info for it in events if isinstance(it, Accepted | Started)), None)
 
 
 def status_object(request_id: str, state: str, info: RequestInfo, **more: Any) -> dict[str, Any]:

@@ -22,8 +22,9 @@ from producer_api.context import ApiContext
 from producer_api.error_responses import error_response
 from producer_api.gate import Gate
 from producer_api.pipeline import Pipeline
-from producer_api.routes import openai, requests
+from producer_api.routes import openai, requests, responses
 from producer_api.settings import ApiSettings
+from producer_api.tickets import TicketAdmission, Tickets
 from runtime.metrics import Metrics
 from topics.ports import Log
 
@@ -41,9 +42,11 @@ def make_app(
 ) -> Any:
     """The whole ASGI application."""
     app = FastAPI(title="Inferlog", version="0.1.0", redirect_slashes=False)
-    app.state.context = ApiContext(pipeline, limits, metrics)
+    tickets = Tickets(keys.common_secret, limits)
+    app.state.context = ApiContext(pipeline, limits, metrics, tickets)
     app.include_router(openai.router)
     app.include_router(requests.router)
+    app.include_router(responses.router)
 
     @app.get("/health/live")
     async def live() -> dict[str, str]:
@@ -78,13 +81,21 @@ def make_app(
     app.add_exception_handler(Refusal, refused)
     app.add_exception_handler(HTTPException, by_framework)
     app.add_exception_handler(Exception, failed)
-    gated: Any = Gate(app, keys, limits, metrics)
+    admission = TicketAdmission(tickets, pipeline, metrics)
+    gated: Any = Gate(app, keys, limits, metrics, admission)
     if cors_origins:
         gated = CORSMiddleware(
             gated,
             allow_origins=list(cors_origins),
-            allow_methods=["GET", "POST"],
-            allow_headers=["authorization", "content-type", "idempotency-key", "last-event-id"],
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=[
+                "authorization",
+                "content-type",
+                "idempotency-key",
+                "last-event-id",
+                "prefer",
+                "inferlog-timeout",
+            ],
             expose_headers=["x-request-id", "idempotent-replayed"],
         )
     return gated

@@ -7,7 +7,16 @@ from core.stream import Visible
 from producer_api.streams import ReplyStream
 from schemas.ids import parse_request_id
 from schemas.replies import Accepted, Cancelled, Expired, Failed, Finished, Started
-from schemas.requests import CHAT, Body, Deadlines, Endpoint, Request, RequestInfo, Tier
+from schemas.requests import (
+    CHAT,
+    Body,
+    Deadlines,
+    Endpoint,
+    Request,
+    RequestInfo,
+    ResponseEcho,
+    Tier,
+)
 
 State = Literal["queued", "in_progress", "completed", "failed", "cancelled", "expired"]
 
@@ -26,6 +35,7 @@ class Draft:
     include_usage: bool = False
     arrived_s: float | None = None
     """The event loop's time at which its last byte came; None: the client cannot be timed."""
+    response: ResponseEcho | None = None
 
     def request(self, request_id: str, pool: str) -> Request:
         """The record for it."""
@@ -40,6 +50,7 @@ class Draft:
             deadlines=self.deadlines,
             stream=self.stream,
             include_usage=self.include_usage,
+            response=self.response,
         )
 
 

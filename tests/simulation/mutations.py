@@ -159,24 +159,11 @@ def accept_other_origins(stack: contextlib.ExitStack) -> None:
 def repeat_after_overflow(stack: contextlib.ExitStack) -> None:
     """A reader that lost its mailbox is told everything again."""
 
-    async def open_follower(self: ReplyStream) -> Any:
-        follower = await old(self)
-        self._skip = 0
-        return follower
+    def open_source(self: ReplyStream) -> Any:
+        self._source = self._follow(0)
+        return self._source
 
-    old = _put(stack, ReplyStream, "_open_follower", open_follower)
-
-
-@mutation
-def skip_one_on_resume(stack: contextlib.ExitStack) -> None:
-    """A client that comes back misses the token after its position."""
-
-    def init(self: ReplyStream, *args: Any, **more: Any) -> None:
-        old(self, *args, **more)
-        if self._after:
-            self._after += 1
-
-    old = _put(stack, ReplyStream, "__init__", init)
+    _put(stack, ReplyStream, "_open_source", open_source)
 
 
 # --- taking over

@@ -25,7 +25,6 @@ CAUGHT_BY: dict[str, tuple[int, ...]] = {
     "half_fenced_is_not_fenced": (0, 11, 14),
     "accept_other_origins": (121, 226, 228),
     "repeat_after_overflow": (17, 34, 37),
-    "skip_one_on_resume": (0, 2, 3),
     "fold_nothing": (0, 1, 2),
     "resume_off_by_one": (0, 1, 2),
     "forget_cancels_on_takeover": (59, 151, 165),

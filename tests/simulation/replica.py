@@ -236,11 +236,11 @@ class Replica:
         if call.action == "submit":
             await self._submit(pipeline, call, connection)
         elif call.action == "resume":
-            snapshot = await pipeline.status(call.tenant, call.request_id)
+            snapshot, stream = await pipeline.resume(call.tenant, call.request_id)
             read = sum(len(it.token_ids) for it in snapshot.visible if isinstance(it, Tokens))
             if call.after > read:
+                await stream.close()
                 raise Refusal("stream_cursor_expired", "beyond what there is of this answer")
-            stream = await pipeline.open(call.tenant, call.request_id, after=call.after)
             connection.send(Head(call.request_id, "resumed"))
             await self._stream(stream, call, connection, None)
         elif call.action == "status":
@@ -282,13 +282,13 @@ class Replica:
         if connection.gone:
             stream.abandon()
         gathered: list[Visible] = []
-        position = call.after
+        position = 0
         try:
             while True:
                 events = await stream.next(30.0)
                 gathered += events
                 if head is None:
-                    position = self._tell(connection, events, position)
+                    position = self._tell(connection, events, position, call.after)
                 if events and is_terminal(events[-1]):
                     break
             if head is not None:
@@ -322,10 +322,13 @@ class Replica:
         connection.send(Head(call.request_id, "cancel", snapshot.state))
 
     @staticmethod
-    def _tell(connection: Connection, events: list[Visible], position: int) -> int:
+    def _tell(connection: Connection, events: list[Visible], position: int, after: int = 0) -> int:
+        """As `ChunkRenderer` does it: what ends at or before `after` was told already."""
         for event in events:
             if isinstance(event, Tokens):
                 position += len(event.token_ids)
+                if position < after or (position == after and event.token_ids):
+                    continue
                 seen = SeenTokens(
                     event.choice, event.seq, event.token_ids, event.text, event.finish_reason
                 )
