@@ -96,7 +96,6 @@ class Fault:
     """Something that was wrong with the world for a while."""
 
     kind: str
-    target: str
     from_ms: int
     until_ms: int
 

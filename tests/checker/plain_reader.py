@@ -128,9 +128,7 @@ class Replies:
         answer.counts[event.choice] = count + len(event.token_ids)
         if event.finish_reason is not None:
             answer.ended[event.choice] = event.finish_reason
-        seen = SeenTokens(
-            event.choice, event.seq, event.token_ids, event.text, event.finish_reason
-        )
+        seen = SeenTokens(event.choice, event.seq, event.token_ids, event.text, event.finish_reason)
         answer.tokens.append((seen, event.epoch, at))
 
 

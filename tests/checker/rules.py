@@ -16,7 +16,7 @@ from tests.checker.scripted_answer import expected_answer
 from tests.checker.topics_read import TopicsRead, read_topics
 from tests.checker.views import check_views
 
-CANCEL_GRACE_MS = 3_000
+CANCEL_GRACE_MS = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,4 +258,3 @@ def _accepted_is_found(history: History) -> Iterator[str]:
             since_ms = accepted.get((it.tenant, it.request_id or ""))
             if it.action != "submit" and since_ms is not None and since_ms <= it.invoked_ms:
                 yield f"attempt {it.number} of {it.request_id} was refused with {it.code}"
-

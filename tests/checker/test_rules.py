@@ -63,9 +63,7 @@ class Log:
 
 
 def begun(epoch: int, count: int) -> Started:
-    return Started(
-        **SAID, epoch=epoch, starts=1, counts=(count,), info=REQUEST.info(), worker="w"
-    )  # type: ignore[arg-type]
+    return Started(**SAID, epoch=epoch, starts=1, counts=(count,), info=REQUEST.info(), worker="w")  # type: ignore[arg-type]
 
 
 def token(epoch: int, seq: int, text: str | None = None) -> Tokens:
@@ -81,9 +79,7 @@ def token(epoch: int, seq: int, text: str | None = None) -> Tokens:
 
 def finished(epoch: int) -> Finished:
     usage = TokenUsage(prompt_tokens=2, completion_tokens=2)
-    return Finished(
-        **SAID, epoch=epoch, counts=(2,), usage=usage, finish_reasons=("length",)
-    )  # type: ignore[arg-type]
+    return Finished(**SAID, epoch=epoch, counts=(2,), usage=usage, finish_reasons=("length",))  # type: ignore[arg-type]
 
 
 BILL = Usage(

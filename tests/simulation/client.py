@@ -205,9 +205,7 @@ class Client:
         replica = self._random.choice(self._replicas())
         it = self._attempt("resume", replica)
         after = self._positions[max(0, len(self._positions) - 1 - self.plan.steps_back)]
-        call = Call(
-            "resume", self.plan.draft.tenant, request_id=self.request_id, after=after
-        )
+        call = Call("resume", self.plan.draft.tenant, request_id=self.request_id, after=after)
         connection = replica.connect(self.process, call)
         item = await connection.next(self.plan.patience_s)
         if isinstance(item, Head):

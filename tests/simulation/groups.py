@@ -142,9 +142,7 @@ class Group:
                 self.leave(it.member_id)
         if self._members:
             next_s = max(0.05, min(it.until_s for it in self._members.values()) - now_s)
-            self._watching = self._cluster.loop.call_for(
-                self._cluster.process, next_s, self._expel
-            )
+            self._watching = self._cluster.loop.call_for(self._cluster.process, next_s, self._expel)
 
     def _prepare(self) -> None:
         if self._preparing or not self._members:

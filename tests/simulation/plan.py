@@ -87,9 +87,7 @@ def make_plan(seed: int, size: float = 1.0) -> WorldPlan:
         trims=trims,
         cancels=cancels,
     )
-    plan.offsets_ms = [
-        0 if exact else draw.choice([0, 0, 0, -1500, 700, 1800]) for _ in range(12)
-    ]
+    plan.offsets_ms = [0 if exact else draw.choice([0, 0, 0, -1500, 700, 1800]) for _ in range(12)]
     _draw_clients(plan, draw, max(1, int(draw.randint(4, 12) * size)), keys)
     if keys and not trims:
         _draw_rivals(plan, draw)
@@ -101,7 +99,7 @@ def make_plan(seed: int, size: float = 1.0) -> WorldPlan:
 def _draw_draft(plan: WorldPlan, draw: random.Random, number: int, tenant: str) -> Draft:
     total_s = plan.limits.total_seconds
     # answers of up to a third of the time there is: what is slower by a takeover still ends in time
-    longest = max(2, int(plan.tokens_per_second * total_s / 6))
+    longest = max(2, int(plan.tokens_per_second * total_s / (3 if plan.cancels else 6)))
     tokens = longest if plan.cancels else draw.choice([1, 2, 5, min(12, longest), longest])
     prompt = f"prompt {number} of {plan.seed} " + "word " * draw.randint(0, 3)
     chat = draw.random() < 0.5
@@ -124,7 +122,9 @@ def _draw_draft(plan: WorldPlan, draw: random.Random, number: int, tenant: str) 
     )
     if draw.random() < 0.06:
         short_s = draw.choice([0.3, 1.0])
-        budgets = Deadlines(start_seconds=short_s, first_token_seconds=short_s, total_seconds=short_s)
+        budgets = Deadlines(
+            start_seconds=short_s, first_token_seconds=short_s, total_seconds=short_s
+        )
     return Draft(
         tenant=tenant,
         tier=draw.choice(plan.tiers),
@@ -268,13 +268,25 @@ def _draw_troubles(plan: WorldPlan, draw: random.Random) -> None:
         elif kind == "blink":
             seconds = draw.uniform(0.01, 0.3)  # out of the group and back, as rebalances do
         plan.troubles.append(Trouble(draw.uniform(0.2, plan.chaos_s), kind, seconds, weather))
+    if plan.cancels:
+        # whoever takes over then has not been there when the cancels came
+        for _ in range(2):
+            plan.troubles.append(Trouble(draw.uniform(0.5, plan.chaos_s), "kill all workers"))
     plan.troubles.sort(key=lambda it: it.at_s)
 
 
 def _draw_weather(draw: random.Random) -> Weather:
     weather = Weather()
     for name in draw.sample(
-        ["ack_lost", "append_lost", "append_late", "refused", "duplicate", "commit_unknown", "slow"],
+        [
+            "ack_lost",
+            "append_lost",
+            "append_late",
+            "refused",
+            "duplicate",
+            "commit_unknown",
+            "slow",
+        ],
         draw.choice([1, 2, 3]),
     ):
         setattr(weather, name, draw.choice([0.01, 0.05, 0.15, 0.4]))

@@ -334,5 +334,3 @@ class Replica:
                 code = event.error.code if isinstance(event, Failed) else None
                 connection.send(End(KINDS[type(event)], event.counts, code))
         return position
-
-

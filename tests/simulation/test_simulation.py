@@ -59,9 +59,7 @@ def checksums(seeds: range) -> str:
 
 @pytest.mark.timeout(120)
 def test_a_seed_is_the_same_run_in_every_process() -> None:
-    code = (
-        "from tests.simulation.test_simulation import checksums; print(checksums(range(12)))"
-    )
+    code = "from tests.simulation.test_simulation import checksums; print(checksums(range(12)))"
     here = checksums(range(12))
     assert len(set(here.split())) == 12
     for hash_seed in ("0", "1"):

@@ -115,9 +115,7 @@ def _event(event: object) -> str:
         return f"{short(event.id)} start {event.counts} @{event.epoch} ({event.offset})"
     if isinstance(event, Tokens):
         end = f" {event.finish_reason}" if event.finish_reason else ""
-        return (
-            f"{short(event.id)} {event.choice}:{event.seq}+{len(event.token_ids)}@{event.epoch}{end}"
-        )
+        return f"{short(event.id)} {event.choice}:{event.seq}+{len(event.token_ids)}@{event.epoch}{end}"
     if isinstance(event, Terminal):
         return f"{short(event.id)} {type(event).__name__.upper()} {event.counts} @{event.epoch}"
     return type(event).__name__

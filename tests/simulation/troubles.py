@@ -16,14 +16,24 @@ if TYPE_CHECKING:
     from tests.simulation.world import World, WorkerProcess
 
 
+DELAYS = ("pause worker", "deaf worker", "broker away", "weather")
+"""What may keep a worker from hearing of a cancel."""
+
+
 def make_trouble(world: "World", trouble: Trouble) -> None:
     """Begins it; what has a length ends by itself."""
     loop = world.loop
     kind, seconds = trouble.kind, trouble.seconds
     if world.trace is not None:
         world.trace.say(f"*** {kind} {seconds:.2f} {trouble.weather or ''}")
-    world.trouble_lasts(kind, "", max(seconds, world.plan.session_s + 3.0))
-    if kind.endswith("worker") or kind == "blink":
+    if kind in DELAYS:
+        world.trouble_lasts(kind, seconds + 0.5)
+    if kind == "kill all workers":
+        world.counts[kind] += 1
+        for it in list(world.workers.values()):
+            if it.running:
+                world.kill_worker(it)
+    elif kind.endswith("worker") or kind == "blink":
         running = [it for it in world.workers.values() if it.running]
         if running:
             world.counts[kind] += 1

@@ -312,10 +312,10 @@ class World:
                 return
             await asyncio.sleep(0.25)
 
-    def trouble_lasts(self, kind: str, target: str, seconds: float) -> None:
+    def trouble_lasts(self, kind: str, seconds: float) -> None:
         """For the checker: times are told only of what was well."""
         now_ms = self.cluster.now_ms()
-        self.history.faults.append(Fault(kind, target, now_ms, now_ms + int(seconds * 1000)))
+        self.history.faults.append(Fault(kind, now_ms, now_ms + int(seconds * 1000)))
 
 
 @contextlib.contextmanager
