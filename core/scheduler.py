@@ -240,7 +240,6 @@ class Scheduler:
         self._end(work, Failed(**work.terminal_fields(), error=error), commands)
 
     def _end_cancelled(self, work: Work, commands: list[Command]) -> None:
-        self._cancelled.pop(work.key, None)
         self._end(work, Cancelled(**work.terminal_fields()), commands)
 
     def _end_expired(self, work: Work, deadline: Deadline, commands: list[Command]) -> None:
@@ -260,11 +259,12 @@ class Scheduler:
                 self._end_expired(work, "total", commands)
             else:
                 self._end_cancelled(work, commands)
-        if not found:
-            self._cancelled[key] = None
-            self._cancelled.move_to_end(key)
-            if len(self._cancelled) > self._cancelled_max:
-                self._cancelled.popitem(last=False)
+        # Kept also when it was carried out: should another owner's fence have made `Cancelled`
+        # invisible, the request is taken over again, and nobody reads its cancel a second time.
+        self._cancelled[key] = None
+        self._cancelled.move_to_end(key)
+        if len(self._cancelled) > self._cancelled_max:
+            self._cancelled.popitem(last=False)
 
     def _expire(self, now_s: float, commands: list[Command]) -> None:
         for work in list(self._known.values()):
