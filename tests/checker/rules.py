@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from core.errors import ERRORS
 from core.offsets import decode_positions
 from schemas.replies import Cancelled, Expired, Failed, Finished
-from schemas.requests import Body
+from tests.checker.answers import check_answers
 from tests.checker.history import History
 from tests.checker.plain_reader import Answer, Key
-from tests.checker.scripted_answer import expected_answer
 from tests.checker.topics_read import TopicsRead, read_topics
 from tests.checker.views import check_views
 
@@ -40,7 +39,7 @@ def judge(history: History, read: TopicsRead) -> list[Violation]:
     found = [Violation("I10", text) for text in history.broken]
     for rule, texts in (
         ("I1", _every_request_ends(history, read)),
-        ("I2", _answers_are_whole(history, read)),
+        ("I2", check_answers(read)),
         ("I2", check_views(history, read)),
         ("I3", _keys_run_once(history, read)),
         ("I4", _commits_hold(history, read)),
@@ -63,66 +62,15 @@ def _every_request_ends(history: History, read: TopicsRead) -> Iterator[str]:
         if answer.terminal is None:
             yield f"{request.id} at {origin} never ended: {_shape(answer)}"
     for it in history.attempts:
-        if it.action == "submit" and it.result == "ok" and it.request_id:
-            if not read.by_key.get((it.tenant, it.request_id)):
-                yield f"{it.request_id} was accepted (attempt {it.number}) and is on no topic"
+        if it.action != "submit" or it.result != "ok" or it.request_id is None:
+            continue
+        if (it.tenant, it.request_id) not in read.by_key:
+            yield f"{it.request_id} was accepted (attempt {it.number}) and is on no topic"
 
 
 def _shape(answer: Answer) -> str:
     starts = [f"{s.counts}@{epoch}" for epoch, (s, _) in answer.starts.items()]
     return f"origin {answer.origin}, tokens {answer.counts}, starts {starts}"
-
-
-def _answers_are_whole(history: History, read: TopicsRead) -> Iterator[str]:
-    """What is visible is what the engine says to that prompt, up to the end or a cut."""
-    for key, answer in read.replies.answers.items():
-        for fault in answer.faults:
-            yield f"{key[1]}: {fault}"
-        if answer.origin is None:
-            continue
-        request, stored = read.requests.get(answer.origin, (None, None))
-        if request is None or stored is None:
-            if answer.tokens or not isinstance(answer.terminal, Failed):
-                yield f"{key[1]} was answered, and {answer.origin} holds no such request"
-            continue
-        if (request.tenant, request.id) != key:
-            yield f"{key[1]} is bound to {answer.origin}, which is {request.id}"
-            continue
-        expected = expected_answer(request.body)
-        finished = isinstance(answer.terminal, Finished)
-        for choice in range(request.body.n):
-            ids, text = answer.ids(choice), answer.text(choice)
-            if ids != list(range(len(ids))):
-                yield f"{key[1]} choice {choice}: tokens {ids}"
-            if not expected.text.startswith(text) or len(ids) > expected.tokens:
-                yield f"{key[1]} choice {choice}: {text!r}, expected {expected.text!r}"
-            if finished and (text != expected.text or len(ids) != expected.tokens):
-                yield f"{key[1]} choice {choice} finished with {text!r}, not {expected.text!r}"
-        if isinstance(answer.terminal, Finished):
-            usage, reasons = answer.terminal.usage, set(answer.terminal.finish_reasons)
-            if usage.completion_tokens != expected.tokens * request.body.n:
-                yield f"{key[1]}: usage says {usage.completion_tokens} tokens"
-            if usage.prompt_tokens != expected.prompt_tokens:
-                yield f"{key[1]}: usage says {usage.prompt_tokens} prompt tokens"
-            if reasons != {expected.finish_reason}:
-                yield f"{key[1]}: finish reasons {reasons}, not {expected.finish_reason}"
-        elif isinstance(answer.terminal, Failed):
-            if answer.terminal.error.code == "interrupted" and _may_be_interrupted(request.body):
-                continue
-            yield f"{key[1]} failed with {answer.terminal.error.code}, though nothing was wrong"
-        elif isinstance(answer.terminal, Cancelled) and key not in read.cancels:
-            yield f"{key[1]} is cancelled, and nobody asked for it"
-        elif isinstance(answer.terminal, Expired) and answer.terminal_at is not None:
-            age_s = (answer.terminal_at.time_ms - stored.record.time_ms) / 1000
-            budgets = request.deadlines
-            if age_s < min(budgets.start_seconds, budgets.first_token_seconds) - 0.1:
-                yield f"{key[1]} expired after {age_s} s"
-
-
-def _may_be_interrupted(body: Body) -> bool:
-    """What not every engine can continue in the middle: penalties, guided decoding."""
-    penalties = body.presence_penalty or body.frequency_penalty
-    return bool(penalties) or body.response_format is not None
 
 
 def _keys_run_once(history: History, read: TopicsRead) -> Iterator[str]:
@@ -185,12 +133,12 @@ def _marks_hold(read: TopicsRead, q: str, low: int, metadata: str) -> Iterator[s
     if marks is None:
         return
     for (name, offset), (partition, at) in read.replies.first.items():
-        if name == q and offset >= low and partition < len(marks):
-            if at.position < marks[partition]:
-                yield (
-                    f"{q}: a commit of {low} says {marks[partition]} for replies/{partition}, and "
-                    f"offset {offset} was spoken for at {at.position}"
-                )
+        counts = name == q and offset >= low and partition < len(marks)
+        if counts and at.position < marks[partition]:
+            yield (
+                f"{q}: a commit of {low} says {marks[partition]} for replies/{partition}, and "
+                f"offset {offset} was spoken for at {at.position}"
+            )
 
 
 def _usage_is_told(read: TopicsRead) -> Iterator[str]:

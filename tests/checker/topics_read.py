@@ -17,6 +17,7 @@ from schemas.operations import Claim, Usage
 from schemas.requests import Request
 from tests.checker.history import History, Stored
 from tests.checker.plain_reader import Answer, At, Key, Origin, Replies, judge_claims
+from topics.ports import Record
 
 
 @dataclass(slots=True)
@@ -38,40 +39,49 @@ class TopicsRead:
 
 
 def read_topics(history: History) -> TopicsRead:
-    """Decodes every record. Records of `replies`, `fences` and `claims` must be readable."""
+    """Decodes every record. Only records on request topics may be unreadable."""
     read = TopicsRead()
     claims: list[tuple[int, Claim]] = []
     for stored in history.stored:
         record = stored.record
         at = At(stored.serial, record.offset, record.time_ms)
-        topic = record.topic
-        if topic == "replies":
+        if record.topic == "replies":
             read.replies.feed(record.partition, at, decode_reply(record.value))
-        elif topic.startswith("requests."):
-            origin = (f"{topic}/{record.partition}", record.offset)
-            request: Request | None = None
-            try:
-                request = decode_request(record.value)
-                read.by_key.setdefault((request.tenant, request.id), []).append(origin)
-            except UndecodableRecord:
-                request = None  # what a producer may well write: rules ask for its dead letter
-            read.requests[origin] = (request, stored)
-        elif topic == "fences":
-            fence = decode_fence(record.value)
-            if isinstance(fence, Acquired):
-                read.acquired[record.offset] = (fence, at)
-        elif topic == "usage":
-            usage = decode_usage(record.value)
-            read.usage.setdefault((usage.q, usage.offset), []).append(usage)
-        elif topic == "dead-letters":
-            letter = decode_dead_letter(record.value)
-            read.letters[f"{letter.topic}/{letter.partition}", letter.offset] = letter.reason
-        elif topic == "control":
-            control = decode_control(record.value)
-            if control.kind == "cancel" and control.tenant and control.request_id:
-                read.cancels.setdefault((control.tenant, control.request_id), at)
-        elif topic == "claims":
+        elif record.topic.startswith("requests."):
+            _read_request(read, stored)
+        elif record.topic == "claims":
+            # a key has one partition, so append order over all is the order within each key
             claims.append((record.time_ms, decode_claim(record.value)))
-    # a key has one partition, so append order over all is the order within each key
+        else:
+            _read_beside(read, record, at)
     read.claims = judge_claims(claims)
     return read
+
+
+def _read_request(read: TopicsRead, stored: Stored) -> None:
+    record = stored.record
+    origin = (f"{record.topic}/{record.partition}", record.offset)
+    request: Request | None = None
+    try:
+        request = decode_request(record.value)
+        read.by_key.setdefault((request.tenant, request.id), []).append(origin)
+    except UndecodableRecord:
+        request = None  # what a producer may well write: rules ask for its dead letter
+    read.requests[origin] = (request, stored)
+
+
+def _read_beside(read: TopicsRead, record: Record, at: At) -> None:
+    if record.topic == "fences":
+        fence = decode_fence(record.value)
+        if isinstance(fence, Acquired):
+            read.acquired[record.offset] = (fence, at)
+    elif record.topic == "usage":
+        usage = decode_usage(record.value)
+        read.usage.setdefault((usage.q, usage.offset), []).append(usage)
+    elif record.topic == "dead-letters":
+        letter = decode_dead_letter(record.value)
+        read.letters[f"{letter.topic}/{letter.partition}", letter.offset] = letter.reason
+    elif record.topic == "control":
+        control = decode_control(record.value)
+        if control.kind == "cancel" and control.tenant and control.request_id:
+            read.cancels.setdefault((control.tenant, control.request_id), at)

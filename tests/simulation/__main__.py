@@ -41,12 +41,12 @@ def main() -> int:
     text = json.dumps(
         {"first_seed": arguments.first, "size": arguments.size, **total.table()}, indent=2
     )
-    print(text)
+    print(text)  # noqa: T201  (a command)
     if arguments.result is not None:
         arguments.result.parent.mkdir(parents=True, exist_ok=True)
         arguments.result.write_text(text + "\n")
     for seed, violation in total.failed[:20]:
-        print(f"seed {seed}: {violation}\n    {repeat(seed, arguments.size)}", file=sys.stderr)
+        print(f"seed {seed}: {violation}\n    {repeat(seed, arguments.size)}", file=sys.stderr)  # noqa: T201  (a command)
     return 1 if total.failed else 0
 
 
@@ -57,10 +57,10 @@ def repeat(seed: int, size: float = 1.0) -> str:
 
 def _show(seed: int, size: float) -> int:
     outcome = run(seed, size=size, traced=True)
-    print("\n".join(outcome.lines))
-    print(f"\nseed {seed}: {outcome.requests} requests, checksum {outcome.digest:08x}")
+    print("\n".join(outcome.lines))  # noqa: T201  (a command)
+    print(f"\nseed {seed}: {outcome.requests} requests, checksum {outcome.digest:08x}")  # noqa: T201  (a command)
     for violation in outcome.violations:
-        print(f"  {violation}")
+        print(f"  {violation}")  # noqa: T201  (a command)
     return 1 if outcome.violations else 0
 
 

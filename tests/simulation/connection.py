@@ -19,7 +19,6 @@ from topics.ports import (
     LogError,
     Partition,
     Record,
-    RecordTooLarge,
     RevokedHook,
     TopicSpec,
     TopicState,

@@ -329,12 +329,13 @@ class SimMember:
 
         def arrive() -> None:
             error: LogError | None = None
-            try:
-                if cluster.away or deaf:
-                    raise LogError("the broker is away")
-                self._group.commit(member_id, generation, offsets)
-            except LogError as problem:
-                error = problem
+            if cluster.away or deaf:
+                error = LogError("the broker is away")
+            else:
+                try:
+                    self._group.commit(member_id, generation, offsets)
+                except CommitRefused as refused:
+                    error = refused
             if unknown:
                 cluster.counts["commit unknown"] += 1
                 error = LogError("no answer to a commit")

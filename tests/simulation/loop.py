@@ -75,10 +75,12 @@ class Stuck(AssertionError):
     """Time did not go on, or went on without an end."""
 
 
-class SimLoop(asyncio.AbstractEventLoop):
+class SimLoop(asyncio.BaseEventLoop):
     """See the module. `digest` is a checksum of everything that ran, in order."""
 
     def __init__(self, seed: int) -> None:
+        self._closed = False
+        super().__init__()
         self.digest = 0
         self.handles_run = 0
         self.unhandled: list[str] = []
@@ -90,8 +92,6 @@ class SimLoop(asyncio.AbstractEventLoop):
         self._timers: list[tuple[float, int, asyncio.TimerHandle, Process]] = []
         self._active: list[Process] = []
         self._tasks: list[SimTask] = []
-        self._stopping = False
-        self._closed = False
 
     def next_serial(self) -> int:
         """Rising numbers."""
@@ -141,7 +141,8 @@ class SimLoop(asyncio.AbstractEventLoop):
         """Starts a task that belongs to a process, whoever calls."""
         context = contextvars.copy_context()
         context.run(PROCESS.set, process)
-        return self.create_task(work, name=name, context=context)
+        task: asyncio.Task[T] = self.create_task(work, name=name, context=context)
+        return task
 
     def call_for(
         self, process: Process, delay_s: float, callback: Callable[..., Any], *args: Any
@@ -159,6 +160,9 @@ class SimLoop(asyncio.AbstractEventLoop):
     def get_debug(self) -> bool:
         return False
 
+    def set_debug(self, enabled: bool) -> None:
+        """Never: it would only slow the runs down."""
+
     def is_running(self) -> bool:
         return not self._closed
 
@@ -175,7 +179,7 @@ class SimLoop(asyncio.AbstractEventLoop):
             self._tasks = [it for it in self._tasks if not it.done()]
         return task
 
-    def call_soon(
+    def call_soon(  # type: ignore[override]  # looser, to be passed on as it is
         self, callback: Callable[..., Any], *args: Any, context: Any = None
     ) -> asyncio.Handle:
         if context is None:
@@ -188,17 +192,17 @@ class SimLoop(asyncio.AbstractEventLoop):
             self._active.append(process)
         return handle
 
-    def call_soon_threadsafe(
+    def call_soon_threadsafe(  # type: ignore[override]  # looser, to be passed on as it is
         self, callback: Callable[..., Any], *args: Any, context: Any = None
     ) -> asyncio.Handle:
         raise NotImplementedError("there are no threads here")
 
-    def call_later(
+    def call_later(  # type: ignore[override]  # looser, to be passed on as it is
         self, delay: float, callback: Callable[..., Any], *args: Any, context: Any = None
     ) -> asyncio.TimerHandle:
         return self.call_at(self._now_s + delay, callback, *args, context=context)
 
-    def call_at(
+    def call_at(  # type: ignore[override]  # looser, to be passed on as it is
         self, when: float, callback: Callable[..., Any], *args: Any, context: Any = None
     ) -> asyncio.TimerHandle:
         if context is None:

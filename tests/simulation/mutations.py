@@ -22,6 +22,7 @@ from core.idempotency import ClaimBook
 from core.offsets import OffsetTracker
 from core.recovery import Fold, Resume
 from core.runs import Logged
+from core.scheduler import Scheduler
 from core.stream import Reader
 from producer_api.publisher import Publisher
 from producer_api.reply_router import ReplyRouter
@@ -376,7 +377,7 @@ def commits_race(stack: contextlib.ExitStack) -> None:
 class _NoTurn:
     async def __aenter__(self) -> None: ...
 
-    async def __aexit__(self, *_: Any) -> None: ...
+    async def __aexit__(self, *_: object) -> None: ...
 
 
 @mutation
@@ -436,3 +437,16 @@ def speak_while_broken(stack: contextlib.ExitStack) -> None:
         self.failures_count = 0
 
     old = _put(stack, ReplyWriter, "_fail", fail)
+
+
+@mutation
+def cancel_once(stack: contextlib.ExitStack) -> None:
+    """A cancel that was carried out is forgotten, and with it what a late fence made invisible."""
+
+    def cancel(self: Scheduler, key: Any, *args: Any) -> None:
+        met = any(known == key for _, known in self._known)
+        old(self, key, *args)
+        if met:
+            self._cancelled.pop(key, None)
+
+    old = _put(stack, Scheduler, "_cancel", cancel)

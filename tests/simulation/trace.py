@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from schemas.codec import (
     UndecodableRecord,
@@ -13,7 +13,7 @@ from schemas.codec import (
     decode_request,
 )
 from schemas.fences import Acquired
-from schemas.replies import Accepted, Events, Fence, Started, Terminal, Tokens
+from schemas.replies import Accepted, Fence, Started, Terminal, Tokens
 from tests.checker.history import History, Stored
 from tests.simulation.loop import EPOCH_MS, PROCESS, START_S, SimLoop
 
@@ -78,36 +78,58 @@ def stored_text(stored: Stored) -> str:
 
 def _content(stored: Stored) -> str:
     record = stored.record
+    kind = "requests" if record.topic.startswith("requests.") else record.topic
+    show = _SHOWN.get(kind)
+    if show is None:
+        return f"{len(record.value or b'')} bytes"
     try:
-        if record.topic == "replies":
-            reply = decode_reply(record.value)
-            if isinstance(reply, Fence):
-                return f"FENCE {reply.epoch} {' '.join(reply.qs)}"
-            if isinstance(reply, Accepted):
-                return f"accepted {short(reply.id)}"
-            assert isinstance(reply, Events)
-            return "; ".join(_event(it) for it in reply.events)
-        if record.topic == "fences":
-            fence = decode_fence(record.value)
-            if isinstance(fence, Acquired):
-                return f"A {' '.join(fence.qs)} by {fence.incarnation[:6]} ends {fence.ends}"
-            return f"{type(fence).__name__} {fence.epoch} ends {fence.ends}"
-        if record.topic.startswith("requests."):
-            request = decode_request(record.value)
-            body = request.body
-            return (
-                f"request {short(request.id)} of {request.tenant}: {body.max_tokens} tokens x "
-                f"{body.n}, stop {list(body.stop)}"
-            )
-        if record.topic == "control":
-            control = decode_control(record.value)
-            return f"{control.kind} {short(control.request_id)}"
-        if record.topic == "claims":
-            claim = decode_claim(record.value)
-            return f"claim {claim.key} for {short(claim.request_id)}, {claim.life_seconds} s"
+        return show(record.value)
     except UndecodableRecord as error:
         return f"undecodable: {error}"
-    return f"{len(record.value or b'')} bytes"
+
+
+def _reply(value: bytes | None) -> str:
+    reply = decode_reply(value)
+    if isinstance(reply, Fence):
+        return f"FENCE {reply.epoch} {' '.join(reply.qs)}"
+    if isinstance(reply, Accepted):
+        return f"accepted {short(reply.id)}"
+    return "; ".join(_event(it) for it in reply.events)
+
+
+def _fence(value: bytes | None) -> str:
+    fence = decode_fence(value)
+    if isinstance(fence, Acquired):
+        return f"A {' '.join(fence.qs)} by {fence.incarnation[:6]} ends {fence.ends}"
+    return f"{type(fence).__name__} {fence.epoch} ends {fence.ends}"
+
+
+def _request(value: bytes | None) -> str:
+    request = decode_request(value)
+    body = request.body
+    return (
+        f"request {short(request.id)} of {request.tenant}: {body.max_tokens} tokens x "
+        f"{body.n}, stop {list(body.stop)}"
+    )
+
+
+def _control(value: bytes | None) -> str:
+    control = decode_control(value)
+    return f"{control.kind} {short(control.request_id)}"
+
+
+def _claim(value: bytes | None) -> str:
+    claim = decode_claim(value)
+    return f"claim {claim.key} for {short(claim.request_id)}, {claim.life_seconds} s"
+
+
+_SHOWN: dict[str, Callable[[bytes | None], str]] = {
+    "replies": _reply,
+    "fences": _fence,
+    "requests": _request,
+    "control": _control,
+    "claims": _claim,
+}
 
 
 def _event(event: object) -> str:

@@ -13,64 +13,73 @@ from topics.catalogue import FENCES, REPLIES, request_topic
 from topics.ports import LogError
 
 if TYPE_CHECKING:
-    from tests.simulation.world import World, WorkerProcess
+    from tests.simulation.replica import Replica
+    from tests.simulation.world import WorkerProcess, World
 
 
 DELAYS = ("pause worker", "deaf worker", "broker away", "weather")
 """What may keep a worker from hearing of a cancel."""
 
 
+COUNTED_BY_THE_CLUSTER = ("broker away", "request refused")
+
+
 def make_trouble(world: "World", trouble: Trouble) -> None:
     """Begins it; what has a length ends by itself."""
-    loop = world.loop
     kind, seconds = trouble.kind, trouble.seconds
     if world.trace is not None:
         world.trace.say(f"*** {kind} {seconds:.2f} {trouble.weather or ''}")
     if kind in DELAYS:
         world.trouble_lasts(kind, seconds + 0.5)
-    if kind == "kill all workers":
-        world.counts[kind] += 1
-        for it in list(world.workers.values()):
-            if it.running:
-                world.kill_worker(it)
-    elif kind.endswith("worker") or kind == "blink":
+    if kind.endswith("worker") or kind == "blink":
         running = [it for it in world.workers.values() if it.running]
         if running:
             world.counts[kind] += 1
             _trouble_worker(world, world.random.choice(running), trouble)
     elif kind.endswith("replica"):
         ready = [it for it in world.replicas.values() if it.ready]
-        if not ready:
-            return
-        world.counts[kind] += 1
-        it = world.random.choice(ready)
-        if kind == "kill replica":
-            it.dies()
-        elif kind == "pause replica":
-            loop.pause(it.process)
-            loop.call_for(loop.world, seconds, loop.wake, it.process)
-        else:
-            loop.spawn(it.process, it.retire(), "retire")
-    elif kind == "broker away":
-        world.cluster.stop()
-        loop.call_for(loop.world, seconds, world.cluster.start)
-    elif kind == "weather":
-        world.counts[kind] += 1
-        assert trouble.weather is not None
-        _weather(world.cluster, trouble.weather, seconds)
-    elif kind == "storm":
-        world.counts[kind] += 1
-        for number in range(4):
-            loop.call_for(loop.world, 0.4 * number, _shake, world)
-    elif kind == "request refused":
-        world.cluster.requests_fail = 1
-    elif kind == "ghost":
-        world.counts[kind] += 1
-        loop.spawn(loop.process("ghost"), _haunt(world, seconds))
-    elif kind == "fences fail":
-        world.counts[kind] += 1
-        world.cluster.fences_fail = 1
-        _shake(world)
+        if ready:
+            world.counts[kind] += 1
+            _trouble_replica(world, world.random.choice(ready), trouble)
+    else:
+        if kind not in COUNTED_BY_THE_CLUSTER:
+            world.counts[kind] += 1
+        _trouble_all(world, trouble)
+
+
+def _trouble_all(world: "World", trouble: Trouble) -> None:
+    loop = world.loop
+    match trouble.kind:
+        case "kill all workers":
+            for it in [it for it in world.workers.values() if it.running]:
+                world.kill_worker(it)
+        case "broker away":
+            world.cluster.stop()
+            loop.call_for(loop.world, trouble.seconds, world.cluster.start)
+        case "weather":
+            assert trouble.weather is not None
+            _weather(world.cluster, trouble.weather, trouble.seconds)
+        case "storm":
+            for number in range(4):
+                loop.call_for(loop.world, 0.4 * number, _shake, world)
+        case "request refused":
+            world.cluster.requests_fail = 1
+        case "ghost":
+            loop.spawn(loop.process("ghost"), _haunt(world, trouble.seconds))
+        case "fences fail":
+            world.cluster.fences_fail = 1
+            _shake(world)
+
+
+def _trouble_replica(world: "World", it: "Replica", trouble: Trouble) -> None:
+    loop = world.loop
+    if trouble.kind == "kill replica":
+        it.dies()
+    elif trouble.kind == "pause replica":
+        loop.pause(it.process)
+        loop.call_for(loop.world, trouble.seconds, loop.wake, it.process)
+    else:
+        loop.spawn(it.process, it.retire(), "retire")
 
 
 def _trouble_worker(world: "World", it: "WorkerProcess", trouble: Trouble) -> None:

@@ -7,13 +7,12 @@ until all has come to rest, and returns the history for the checker with a check
 import asyncio
 import contextlib
 import random
-import secrets
 import types
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from unittest.mock import patch
 
-import runtime.clock
 from consumers.inference.engine.scripted import ScriptedEngine, ScriptedOptions
 from consumers.inference.service import InferenceService
 from consumers.inference.settings import WorkerSettings
@@ -327,15 +326,12 @@ def _virtual(world: World) -> Iterator[None]:
         offset_ms = PROCESS.get(loop.world).wall_offset_ms
         return (EPOCH_MS + offset_ms) / 1000 + loop.time() - START_S
 
-    clocks = types.SimpleNamespace(time=wall_s, monotonic=loop.time)
-    before = runtime.clock.time, secrets.token_hex, secrets.randbits
-    runtime.clock.time = clocks  # type: ignore[assignment]
-    secrets.token_hex = lambda nbytes=None: f"{chance.getrandbits(64):016x}"  # type: ignore[assignment]
-    secrets.randbits = chance.getrandbits
-    try:
+    with (
+        patch("runtime.clock.time", types.SimpleNamespace(time=wall_s, monotonic=loop.time)),
+        patch("secrets.token_hex", lambda _=None: f"{chance.getrandbits(64):016x}"),
+        patch("secrets.randbits", chance.getrandbits),
+    ):
         yield
-    finally:
-        runtime.clock.time, secrets.token_hex, secrets.randbits = before
 
 
 def run(seed: int, *, size: float = 1.0, traced: bool = False) -> Outcome:

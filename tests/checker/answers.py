@@ -1,0 +1,79 @@
+"""What is visible of each request, against what the engine says to its prompt."""
+
+from collections.abc import Iterator
+
+from schemas.replies import Cancelled, Expired, Failed, Finished
+from schemas.requests import Body, Request
+from tests.checker.history import Stored
+from tests.checker.plain_reader import Answer, Key
+from tests.checker.scripted_answer import Expected, expected_answer
+from tests.checker.topics_read import TopicsRead
+
+EARLY_S = 0.1
+"""A deadline may be judged by a broker's time that was told this wrong."""
+
+
+def check_answers(read: TopicsRead) -> Iterator[str]:
+    """Every answer is that of its own request, up to the end or a cut that somebody asked for."""
+    for key, answer in read.replies.answers.items():
+        for fault in answer.faults:
+            yield f"{key[1]}: {fault}"
+        if answer.origin is None:
+            continue
+        request, stored = read.requests.get(answer.origin, (None, None))
+        if request is None or stored is None:
+            if answer.tokens or not isinstance(answer.terminal, Failed):
+                yield f"{key[1]} was answered, and {answer.origin} holds no such request"
+        elif (request.tenant, request.id) != key:
+            yield f"{key[1]} is bound to {answer.origin}, which is {request.id}"
+        else:
+            expected = expected_answer(request.body)
+            yield from _texts(key, answer, request, expected)
+            if isinstance(answer.terminal, Finished):
+                yield from _finish(key, answer.terminal, request, expected)
+            else:
+                yield from _cut(key, answer, request, stored, read)
+
+
+def _texts(key: Key, answer: Answer, request: Request, expected: Expected) -> Iterator[str]:
+    finished = isinstance(answer.terminal, Finished)
+    for choice in range(request.body.n):
+        ids, text = answer.ids(choice), answer.text(choice)
+        if ids != list(range(len(ids))):
+            yield f"{key[1]} choice {choice}: tokens {ids}"
+        if not expected.text.startswith(text) or len(ids) > expected.tokens:
+            yield f"{key[1]} choice {choice}: {text!r}, expected {expected.text!r}"
+        if finished and (text != expected.text or len(ids) != expected.tokens):
+            yield f"{key[1]} choice {choice} finished with {text!r}, not {expected.text!r}"
+
+
+def _finish(key: Key, said: Finished, request: Request, expected: Expected) -> Iterator[str]:
+    if said.usage.completion_tokens != expected.tokens * request.body.n:
+        yield f"{key[1]}: usage says {said.usage.completion_tokens} tokens"
+    if said.usage.prompt_tokens != expected.prompt_tokens:
+        yield f"{key[1]}: usage says {said.usage.prompt_tokens} prompt tokens"
+    if set(said.finish_reasons) != {expected.finish_reason}:
+        yield f"{key[1]}: finish reasons {said.finish_reasons}, not {expected.finish_reason}"
+
+
+def _cut(
+    key: Key, answer: Answer, request: Request, stored: Stored, read: TopicsRead
+) -> Iterator[str]:
+    """An end before the end: nothing here fails by itself, so somebody must have asked for it."""
+    said = answer.terminal
+    if isinstance(said, Failed):
+        if said.error.code != "interrupted" or not _may_be_interrupted(request.body):
+            yield f"{key[1]} failed with {said.error.code}, though nothing was wrong"
+    elif isinstance(said, Cancelled) and key not in read.cancels:
+        yield f"{key[1]} is cancelled, and nobody asked for it"
+    elif isinstance(said, Expired) and answer.terminal_at is not None:
+        age_s = (answer.terminal_at.time_ms - stored.record.time_ms) / 1000
+        budgets = request.deadlines
+        if age_s < min(budgets.start_seconds, budgets.first_token_seconds) - EARLY_S:
+            yield f"{key[1]} expired after {age_s} s"
+
+
+def _may_be_interrupted(body: Body) -> bool:
+    """What not every engine can continue in the middle: penalties, guided decoding."""
+    penalties = body.presence_penalty or body.frequency_penalty
+    return bool(penalties) or body.response_format is not None

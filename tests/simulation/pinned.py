@@ -1,0 +1,2 @@
+FOUND: dict[int, str] = {}
+CAUGHT_BY: dict[str, tuple[int, ...]] = {}
