@@ -136,7 +136,7 @@ class Client:
     async def _submit(self) -> None:
         plan = self.plan
         idempotency = None
-        fingerprint = sha256(repr(plan.draft.body).encode()).hexdigest()
+        fingerprint = sha256(repr((plan.draft.tier, plan.draft.body)).encode()).hexdigest()
         if plan.key is not None:
             idempotency = IdempotencyKey(plan.key, fingerprint, plan.attach)
         replica = self._random.choice(self._replicas())

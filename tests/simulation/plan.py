@@ -162,11 +162,8 @@ def _draw_clients(plan: WorldPlan, draw: random.Random, count: int, keys: bool) 
             # one payload per key, now and then another one
             other = 0 if draw.random() < 0.9 else 1000
             same = random.Random(f"{plan.seed}/{it.key}/{other}")
-            body = _draw_draft(plan, same, other + int(it.key[-1]), tenant).body
-            chat = body.messages is not None
-            it = replace(
-                it, draft=replace(draft, body=body, endpoint=CHAT if chat else COMPLETIONS)
-            )
+            drawn = _draw_draft(plan, same, other + int(it.key[-1]), tenant)
+            it = replace(it, draft=replace(drawn, deadlines=draft.deadlines))
         plan.clients.append(it)
         if it.key is not None and draw.random() < 0.5:
             number += 1

@@ -26,6 +26,7 @@ from tests.simulation.client import Client
 from tests.simulation.cluster import CALM, Cluster
 from tests.simulation.connection import SimLog, qs_of
 from tests.simulation.groups import Group
+from tests.simulation.directed import Direct
 from tests.simulation.loop import EPOCH_MS, PROCESS, START_S, Process, SimLoop
 from tests.simulation.plan import WorldPlan, make_plan
 from tests.simulation.producer import Producer
@@ -334,9 +335,13 @@ def _virtual(world: World) -> Iterator[None]:
         yield
 
 
-def run(seed: int, *, size: float = 1.0, traced: bool = False) -> Outcome:
+def run(
+    seed: int, *, size: float = 1.0, traced: bool = False, direct: Direct | None = None
+) -> Outcome:
     """One seed, from nothing to its verdict; `traced`: with all that was said and stored."""
     plan = make_plan(seed, size)
+    if direct is not None:
+        direct(plan)
     world = World(plan)
     loop = world.loop
     with tracing(loop) if traced else silence() as trace:

@@ -1,0 +1,102 @@
+"""Schedules that lean on one spot: for faults that need a coincidence which plain seeds seldom bring."""
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+
+from tests.simulation.client import same_request
+from tests.simulation.cluster import Weather
+from tests.simulation.plan import Trouble, WorldPlan
+
+Direct = Callable[[WorldPlan], None]
+DIRECTED: dict[str, Direct] = {}
+
+
+def directed(direct: Direct) -> Direct:
+    """Registers it under its name, which is that of a mutation."""
+    DIRECTED[direct.__name__] = direct
+    return direct
+
+
+def _spread(plan: WorldPlan, kind: str, count: int) -> None:
+    draw = random.Random(f"{plan.seed}/{kind}")
+    for _ in range(count):
+        seconds = plan.session_s if "deaf" in kind else draw.choice([0.0, 0.1])
+        plan.troubles.append(Trouble(draw.uniform(0.1, plan.chaos_s), kind, seconds))
+    plan.troubles.sort(key=lambda it: it.at_s)
+
+
+def _weather(plan: WorldPlan, weather: Weather) -> None:
+    plan.troubles = [it for it in plan.troubles if it.kind != "weather"]
+    plan.troubles.insert(0, Trouble(0.01, "weather", plan.chaos_s, weather))
+
+
+def _busy(plan: WorldPlan) -> None:
+    """Everybody comes within the first second."""
+    plan.clients = [
+        replace(it, at_s=it.at_s / plan.chaos_s, cancels_after_s=None) for it in plan.clients
+    ]
+
+
+@directed
+def commits_race(plan: WorldPlan) -> None:
+    """Slow commits, and epochs that end all the time."""
+    _weather(plan, Weather(append_lost=0.1, slow=0.4))
+
+
+@directed
+def resume_without_position(plan: WorldPlan) -> None:
+    """No room, and partitions that come back in every rebalance."""
+    plan.limits = replace(plan.limits, waiting_requests=1)
+    plan.slots, plan.workers = 2, 2
+    _busy(plan)
+    _spread(plan, "storm", 5)
+
+
+@directed
+def one_id_two_mailboxes(plan: WorldPlan) -> None:
+    """One replica, retries at once, and a lease that is over before anything is known."""
+    plan.limits = replace(plan.limits, claim_lease_seconds=0.02)
+    plan.replicas = 1
+    plan.troubles = [it for it in plan.troubles if not it.kind.endswith("replica")]
+    _weather(plan, Weather(slow=0.3))
+    again = []
+    for it in plan.clients:
+        keyed = replace(it, key=it.key or f"key-{it.number}", mode="stream", attach=True)
+        again += [keyed, same_request(keyed, 2000 + it.number, it.at_s + 0.2)]
+    plan.clients = again
+
+
+@directed
+def speak_while_broken(plan: WorldPlan) -> None:
+    """Two tiers, and fences that fail for one while the other takes its partitions over."""
+    plan.tiers = ("premium", "standard")
+    draw = random.Random(f"{plan.seed}/tiers")
+    plan.batches = []
+    plan.clients = [
+        replace(it, draft=replace(it.draft, tier=draw.choice(plan.tiers)), key=None)
+        for it in plan.clients
+    ]
+    _spread(plan, "fences fail", 8)
+
+
+@directed
+def half_fenced_is_not_fenced(plan: WorldPlan) -> None:
+    """Owners that die between their fences and their B, and readers that come late."""
+    plan.limits = replace(plan.limits, clock_skew_seconds=0.05)
+    plan.offsets_ms = [0]
+    _spread(plan, "ghost", 6)
+    _spread(plan, "fence-deaf worker", 3)
+
+
+DIRECTED["nobody_is_late"] = half_fenced_is_not_fenced
+DIRECTED["no_commit_check"] = half_fenced_is_not_fenced
+
+
+@directed
+def cancel_once(plan: WorldPlan) -> None:
+    """Cancels that are carried out under an epoch that a late fence ends."""
+    plan.clients = [
+        replace(it, cancels_after_s=0.3 + 0.1 * (it.number % 9)) for it in plan.clients
+    ]
+    half_fenced_is_not_fenced(plan)
