@@ -80,8 +80,8 @@ class Pipeline:
         self._placement = Placement(self._log, self._clock, self._directory, home, count)
         self._keyed = KeyedSubmitter(self._claims, self._placement, self, self._clock, self.metrics)
         await self._publisher.open()
-        for starting in (self._router.start(), self._claims.start(), self._directory.start()):
-            self._watch(await starting)
+        for start in (self._router.start, self._claims.start, self._directory.start):
+            self._watch(await start())
         self._started = True
 
     def _watch(self, task: "asyncio.Task[None]") -> None:
