@@ -84,7 +84,10 @@ class Claims:
                 assert self._tail is not None
                 self.book = ClaimBook()  # what is read again must not be judged against itself
                 await self._begin_anew(self._tail)
-            self.book.prune(self._clock.now_ms())
+            # Claims are judged by append times alone: one that has ended by our clock may still be
+            # running by the broker's, and forgotten it would let a later one win here only.
+            skew_ms = self._limits.clock_skew_seconds * 1000
+            self.book.prune(self._clock.now_ms() - skew_ms)
 
     async def _begin_anew(self, tail: Tail) -> None:
         try:

@@ -450,3 +450,13 @@ def cancel_once(stack: contextlib.ExitStack) -> None:
             self._cancelled.pop(key, None)
 
     old = _put(stack, Scheduler, "_cancel", cancel)
+
+
+@mutation
+def forget_claims_by_own_clock(stack: contextlib.ExitStack) -> None:
+    """A replica whose clock is ahead forgets a claim that the broker's time lets live."""
+
+    def prune(self: ClaimBook, now_ms: float) -> None:
+        old(self, now_ms + 2000)
+
+    old = _put(stack, ClaimBook, "prune", prune)
