@@ -48,9 +48,9 @@ EXACT: dict[str, Row] = {
     "logit_bias": Row(step=3, fields={"logit_bias": {"28": 3.0, "30": -100.0}}),
     "logprobs": Row(step=3, fields={"logprobs": 3}),
     "json_schema": Row(JSON, 40, 2, _SCHEMA),
-    "json_object": Row(FACTS, 16, 4, _OBJECT),
+    "json_object": Row(REPEATING, 16, 4, _OBJECT),
     "json_schema_logprobs": Row(JSON, 40, 7, _SCHEMA | {"logprobs": 1}),
-    "json_schema_penalties": Row(JSON, 40, 7, _SCHEMA | {"frequency_penalty": 1.8}),
+    "json_object_penalties": Row(REPEATING, 20, 4, _OBJECT | {"frequency_penalty": 1.2}),
     "n": Row(REPEATING, 14, 5, {"n": 2, "presence_penalty": 1.5}),
     "max_tokens": Row(max_tokens=3),
 }

@@ -116,7 +116,7 @@ async def test_a_guided_answer_is_valid_wherever_chance_leads_it(
 async def test_resumed_runs_of_all_kinds_run_side_by_side(vllm_recorder: EngineRecorder) -> None:
     """Rows of a batch move while others end: each keeps its own counts and its own grammar."""
     names = ["json_schema", "frequency_penalty", "greedy", "presence_penalty"]
-    names += ["json_schema_penalties", "logprobs"]
+    names += ["json_object_penalties", "logprobs"]
     bodies = [EXACT[name].body() for name in names]
     wholes = [await vllm_recorder.run(body) for body in bodies]
     cuts = [1 + index % 3 for index in range(len(names))]
