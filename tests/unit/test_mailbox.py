@@ -67,6 +67,6 @@ async def test_log_probabilities_count_against_the_bound_in_bytes() -> None:
         tokens(1, text="a"), logprobs=(TokenLogprob(token="a", logprob=-0.1, top=top),)
     )
     light, loaded = Mailbox(("a", "id"), 1024, 64 * 1024), Mailbox(("a", "id"), 1024, 64 * 1024)
-    assert all([light.put(tokens(1, text="a")) for _ in range(100)])
-    assert not all([loaded.put(heavy) for _ in range(100)])
+    assert all(light.put(tokens(1, text="a")) for _ in range(100))
+    assert not all(loaded.put(heavy) for _ in range(100))
     assert loaded.take() == []
