@@ -75,9 +75,11 @@ async def test_50_workers_killed_over_20_000_requests(
     kills: list[Kill] = []
     try:
         clients = Clients(stack.replicas, stack.key, seed=501, max_tokens=(8, 48))
-        load = asyncio.create_task(clients.run(20_000, 42.0))
+        load = asyncio.create_task(clients.run(20_000, 24.0))
         while not load.done():
-            await asyncio.sleep(8.0)
+            # each worker lives for twice this, or its supervisor would wait before it starts it again,
+            # and nobody would stand by
+            await asyncio.sleep(16.0)
             if not load.done():
                 index = len(kills) % 2
                 kills.append(Kill(f"-{index}", time.time() * 1000))
