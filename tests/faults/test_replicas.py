@@ -10,8 +10,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.faults.clients import Clients, scripted_answer
+from tests.faults.clients import Clients
 from tests.faults.conftest import Load
+from tests.faults.operation import scripted_answer
 from tests.faults.running_stack import RunningStack
 from tests.faults.verdict import view
 
@@ -90,7 +91,7 @@ async def test_one_key_from_100_clients_and_after_a_restart(stack: RunningStack)
         scripted_answer("only once", 20)
     ]
     found = await view(stack.bootstrap)
-    copies = [key for key, them in found.requests.items() if them[0].body.prompt == "only once"]
+    copies = [key for key, them in found.requests().items() if them[0].body.prompt == "only once"]
     assert len(copies) == 1
 
 

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from tests.faults.clients import Clients, Kind
+from tests.faults.clients import Clients
+from tests.faults.operation import Kind
 from tests.faults.recovery import Kill, percentile, recoveries
 from tests.faults.running_stack import RunningStack
 from tests.faults.test_workers import extra_worker
@@ -42,13 +43,13 @@ async def judged(stack: RunningStack, clients: Clients) -> dict[str, Any]:
     """Waits for the rest, then says what was broken and how all ended."""
     await clients.close()
     found = await view(stack.bootstrap)
-    wrong = violations(clients.history, found)
+    wrong = violations(clients, found)
     return {
         "requests": len(clients.history),
         "outcomes": dict(Counter(it.outcome for it in clients.history)),
         "errors": dict(Counter(it.error for it in clients.history if it.error)),
         "kinds": dict(Counter(it.kind for it in clients.history)),
-        "requests_on_the_log": len(found.requests),
+        "requests_on_the_log": len(found.requests()),
         "violations": wrong[:50],
     }
 
