@@ -2,6 +2,9 @@
 
 from collections.abc import Iterator
 
+from core.errors import Refusal
+from core.limits import DEFAULT_LIMITS
+from core.validation import check_request
 from schemas.replies import Cancelled, Expired, Failed, Finished
 from schemas.requests import Body, Deadlines, Request
 from tests.checker.history import History, Stored
@@ -69,6 +72,8 @@ def _cut(
     if isinstance(said, Failed):
         if said.error.code == "poison" and is_poison(history, request.body):
             return
+        if said.error.code == read.letters.get(answer.origin or ("", 0)) and _is_invalid(request):
+            return
         if said.error.code != "interrupted" or not _may_be_interrupted(request.body):
             yield f"{key[1]} failed with {said.error.code}, though nothing was wrong"
     elif isinstance(said, Cancelled) and key not in read.cancels:
@@ -77,6 +82,15 @@ def _cut(
         age_s = (answer.terminal_at.time_ms - stored.record.time_ms) / 1000
         if age_s < _budget_s(said, request.deadlines) - EARLY_S:
             yield f"{key[1]} expired ({said.deadline}) after {age_s} s"
+
+
+def _is_invalid(request: Request) -> bool:
+    """Whether it asks for what is not allowed: a topic producer's may, and is parked for it."""
+    try:
+        check_request(request, DEFAULT_LIMITS)
+    except Refusal:
+        return True
+    return False
 
 
 def _budget_s(said: Expired, budgets: Deadlines) -> float:

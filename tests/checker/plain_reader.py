@@ -45,6 +45,8 @@ class Answer:
     tokens: list[tuple[SeenTokens, int, At]] = field(default_factory=list)
     """Each with the epoch that said it."""
     starts: dict[int, tuple[Started, At]] = field(default_factory=dict)
+    runs: int = 0
+    """How often it was begun, or gone on with."""
     terminal: AnyTerminal | None = None
     terminal_at: At | None = None
     hidden: list[SeenTokens] = field(default_factory=list)
@@ -126,6 +128,7 @@ class Replies:
         elif isinstance(event, Tokens):
             self._take_tokens(answer, event, at)
         elif isinstance(event, Started):
+            answer.runs += 1
             if event.epoch not in answer.starts:
                 answer.starts[event.epoch] = (event, at)
                 if tuple(event.counts) != _padded(answer.counts, len(event.counts)):

@@ -15,6 +15,7 @@ import httpx
 from inferlog.api_client import sse_events
 from schemas.ids import parse_request_id
 from tests.checker.history import Attempt, Seen
+from tests.checker.topics_read import TopicsRead
 from tests.faults.attempts import Notes, accepted, refused, saw_error, saw_whole
 from tests.faults.operation import KINDS, NOTHING_APPENDED, Kind, Operation
 
@@ -30,7 +31,8 @@ class _Again(Exception):
 class Clients:
     """An open-loop workload against all replicas.
 
-    `history` has every operation, `attempts` every call that was made for one.
+    `history` has every operation, `attempts` every call that was made for one, `read` what lay on
+    the log when all was over.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class Clients:
     ) -> None:
         self.history: list[Operation] = []
         self.attempts: list[Attempt] = []
+        self.read: TopicsRead | None = None
         self.key = key
         self._tenant = tenant
         self._replicas = list(replicas)
@@ -233,11 +236,11 @@ class Clients:
     async def _read(self, it: Operation, answer: httpx.Response, attempt: Attempt) -> None:
         leave_at = it.max_tokens // 2 if it.kind in ("cancelled", "closed") else None
         attempt.seen = seen = Seen(after=it.position, position=it.position, text="")
-        last_s = time.monotonic()
+        it.heard_s = it.heard_s or time.monotonic()
         async for position, data in _events(answer):
             now_s = time.monotonic()
-            it.longest_pause_s = max(it.longest_pause_s, now_s - last_s)
-            last_s = now_s
+            it.longest_pause_s = max(it.longest_pause_s, now_s - it.heard_s)
+            it.heard_s = now_s
             if data == "[DONE]":
                 it.outcome, seen.terminal = "ok", "finished"
                 return

@@ -61,6 +61,7 @@ async def judged_load(
         await asyncio.gather(running, return_exceptions=True)
         await clients.close()
     found = await view(stack.bootstrap)
+    clients.read = found.read
     found.history.samples, found.history.writings = samples, await writings(stack)
     wrong = violations(clients, found)
     assert not wrong, "\n".join(wrong)

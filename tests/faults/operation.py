@@ -36,7 +36,9 @@ class Operation:
     resumes: int = 0
     began_s: float = 0.0
     ended_s: float = 0.0
+    heard_s: float = 0.0
     longest_pause_s: float = 0.0
+    """Between two pieces of the answer, whatever happened to connections in between."""
 
     def expected(self) -> str:
         """The whole answer."""
