@@ -129,6 +129,8 @@ class History:
     total_seconds: float = 600.0
     claim_life_seconds: float = 3600.0
     span_offsets: int = DEFAULT_LIMITS.span_offsets
+    scripted: bool = True
+    """Each answer follows from its prompt; what a model says nobody can know."""
     poison: tuple[str, ...] = ()
     samples: list[Sample] = field(default_factory=list)
     writings: dict[str, str] = field(default_factory=dict)

@@ -7,7 +7,7 @@ import json
 import random
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 import httpx
@@ -44,11 +44,15 @@ class Clients:
         kinds: Sequence[Kind] = KINDS,
         max_tokens: tuple[int, int] = (8, 80),
         tenant: str = "default",
+        model: str = "scripted",
+        parameters: Mapping[str, Any] | None = None,
     ) -> None:
         self.history: list[Operation] = []
         self.attempts: list[Attempt] = []
         self.read: TopicsRead | None = None
         self.key = key
+        self.model = model
+        self._parameters = dict(parameters or {})
         self._tenant = tenant
         self._replicas = list(replicas)
         self._random = random.Random(seed)
@@ -107,7 +111,8 @@ class Clients:
             await self._streamed(it)
 
     def _body(self, it: Operation, **more: Any) -> dict[str, Any]:
-        return {"model": "scripted", "prompt": it.prompt, "max_tokens": it.max_tokens, **more}
+        asked = {"model": self.model, "prompt": it.prompt, "max_tokens": it.max_tokens}
+        return {**asked, **self._parameters, **more}
 
     def _notes(self, it: Operation) -> Notes:
         return Notes(self.attempts, f"client-{it.number}", self._tenant, it.key)

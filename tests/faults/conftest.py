@@ -2,9 +2,10 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -44,13 +45,22 @@ async def judged_load(
     kinds: Sequence[Kind] = KINDS,
     max_tokens: tuple[int, int] = (8, 80),
     ok_share: float = 0.5,
+    parameters: Mapping[str, Any] | None = None,
 ) -> AsyncIterator[Clients]:
     """Runs requests while the body does its harm; fails with every promise that was broken.
 
     `ok_share` of them, at least, must have been answered: refusals are allowed while a part that
     nothing can be done without is away, but a system that refuses all would keep every promise.
     """
-    clients = Clients(stack.replicas, stack.key, seed=seed, kinds=kinds, max_tokens=max_tokens)
+    clients = Clients(
+        stack.replicas,
+        stack.key,
+        seed=seed,
+        kinds=kinds,
+        max_tokens=max_tokens,
+        model=stack.model,
+        parameters=parameters,
+    )
     running = asyncio.create_task(clients.run(requests, per_second))
     try:
         async with watched(stack) as samples:

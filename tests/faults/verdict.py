@@ -80,9 +80,10 @@ def violations(clients: Clients, found: LogView) -> list[str]:
     history.broken += [
         f"{q}: committed {committed} of {end}" for q, (committed, end) in found.uncommitted.items()
     ]
+    history.scripted = clients.model == "scripted"
     history.secrets = [clients.key, *(it.prompt for it in clients.history)]
     wrong = [str(it) for it in judge(history, found.read)]
-    wrong += [sentence for it in clients.history for sentence in _of_client(it)]
+    wrong += [text for it in clients.history for text in _of_client(it, history.scripted)]
     by_key: dict[str, set[str]] = {}
     for it in clients.history:
         if it.key is not None and it.request_id is not None:
@@ -92,13 +93,15 @@ def violations(clients: Clients, found: LogView) -> list[str]:
     ]
 
 
-def _of_client(it: Operation) -> Iterator[str]:
+def _of_client(it: Operation, scripted: bool) -> Iterator[str]:
     """An operation may take many calls: what its client had in the end."""
     name = f"request {it.number} ({it.kind}, {it.request_id})"
-    expected = it.expected()
+    expected = it.expected() if scripted else it.text
     if not expected.startswith(it.text):
         yield f"I2: {name}: lost, repeated or foreign tokens: {it.text[-60:]!r}"
-    if it.outcome == "ok" and it.kind not in ("cancelled", "closed") and it.text != expected:
+    whole = it.outcome == "ok" and it.kind not in ("cancelled", "closed")
+    short = it.kind == "stream" and it.position != it.max_tokens
+    if whole and (it.text != expected or short):
         yield f"I2: {name}: ended after {it.position} of {it.max_tokens} tokens"
     if it.outcome == "failed" and (it.request_id is not None or it.error not in ALLOWED):
         yield f"I1: {name}: failed with {it.error}"
