@@ -83,6 +83,7 @@ class World:
         self.history = History(
             total_seconds=plan.limits.total_seconds,
             claim_life_seconds=plan.limits.claim_life_seconds,
+            span_offsets=plan.limits.span_offsets,
             trimmed=plan.trims,
         )
         self.history.stored, self.history.commits = self.cluster.archive, self.cluster.commits
