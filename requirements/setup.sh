@@ -60,13 +60,14 @@ if (($(free_mb "$cache") < 600)); then
     fail "$(free_mb "$cache") MB free in $cache, 600 MB needed: INFERLOG_CACHE_DIR names another place"
 fi
 
-# Ctrl-C reaches a step's program as well, which would tell it by a traceback: so a step runs in the
-# background, where SIGINT is ignored, and is ended from here.
+# Ctrl-C would reach a step's program as well, which would tell it by a traceback: so a step runs in a
+# process group of its own (set -m), and is ended from here with all that it began.
+set -m
 child=
 interrupted() {
     trap '' INT TERM HUP
     if [[ -n "$child" ]]; then
-        kill -TERM "$child" 2>/dev/null || true
+        kill -TERM -- "-$child" 2>/dev/null || true
         wait "$child" 2>/dev/null || true
     fi
     echo "interrupted: call make setup again, it goes on from here" >&2

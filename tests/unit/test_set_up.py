@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from inferlog import model_download
@@ -112,8 +113,11 @@ def test_ctrl_c_during_set_up_is_one_line(tmp_path: Path) -> None:
     # Stands for a Python whose venv takes its time, and which tells an interrupt by a traceback.
     python = tmp_path / "python"
     python.write_text(
-        f"#!{sys.executable}\nimport sys, time\n"
-        "if '-m' in sys.argv:\n    open(__file__ + '.began', 'w').close()\n    time.sleep(60)\n",
+        f"#!{sys.executable}\nimport subprocess, sys, time\n"
+        "if '-m' in sys.argv:\n"
+        "    began = subprocess.Popen(['sleep', '60'])\n"
+        "    open(__file__ + '.began', 'w').write(str(began.pid))\n"
+        "    time.sleep(60)\n",
         encoding="utf-8",
     )
     python.chmod(0o755)
@@ -126,12 +130,26 @@ def test_ctrl_c_during_set_up_is_one_line(tmp_path: Path) -> None:
         start_new_session=True,
     ) as process:
         until = time.monotonic() + 15
-        while not (tmp_path / "python.began").exists() and time.monotonic() < until:
+        began = tmp_path / "python.began"
+        while not (began.exists() and began.read_text()) and time.monotonic() < until:
             time.sleep(0.02)
         os.killpg(process.pid, signal.SIGINT)
         _, told = process.communicate(timeout=10)
     assert process.returncode == 130
     assert told == "interrupted: call make setup again, it goes on from here\n"
+    assert _ended(int(began.read_text())), "what the step had begun runs on"
+
+
+def _ended(pid: int) -> bool:
+    try:
+        process = psutil.Process(pid)
+        for _ in range(100):
+            if process.status() == psutil.STATUS_ZOMBIE:
+                return True
+            time.sleep(0.02)
+    except psutil.NoSuchProcess:
+        return True
+    return False
 
 
 def test_make_says_what_is_missing_before_the_set_up(tmp_path: Path) -> None:
