@@ -1,8 +1,9 @@
 """Everything that `inferlog up` runs: Kafka, topics, workers, API replicas, in the right order."""
 
 import asyncio
+import contextlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -90,14 +91,8 @@ class Stack:
         names = [f"api-{i}" for i in replicas] + [f"worker-{i}" for i in range(it.workers)]
         ports = self._ports.take_from(it.metrics_host, it.metrics_port, len(names))
         self.metrics.update(zip(names, ports, strict=True))
-        try:
-            async with asyncio.timeout(it.ready_seconds):
-                await self._start_parts(worker)
-        except TimeoutError:
-            raise CommandFailed(
-                f"not ready after {it.ready_seconds:.0f} s; the log files in "
-                f"{self.data_dir.path / 'logs'} say more. --ready-seconds allows more time."
-            ) from None
+        async with self._ready_in_time():
+            await self._start_parts(worker)
         self._ready = True
         self.write_state()
         self._on_ready(self)
@@ -131,14 +126,28 @@ class Stack:
     async def start_others(self) -> None:
         """Starts the workers that were held back; returns when they are ready.
 
-        One that can never run ends the whole process, as one of the first would have.
+        One that can never run ends the whole process, as one of the first would have. Raises
+        CommandFailed when they are not ready in time.
         """
         assert self._supervisor is not None
         later, self._later = self._later, []
         self._report(f"starting {', '.join(later)}")
         for name in later:
             self._supervisor.children[name].may_start.set()
-        await asyncio.gather(*(self._until_ready(name) for name in later))
+        async with self._ready_in_time():
+            await asyncio.gather(*(self._until_ready(name) for name in later))
+
+    @contextlib.asynccontextmanager
+    async def _ready_in_time(self) -> AsyncIterator[None]:
+        limit_s = self.command.ready_seconds
+        try:
+            async with asyncio.timeout(limit_s):
+                yield
+        except TimeoutError:
+            raise CommandFailed(
+                f"not ready after {limit_s:.0f} s; the log files in "
+                f"{self.data_dir.path / 'logs'} say more. --ready-seconds allows more time."
+            ) from None
 
     async def _start_cluster(self) -> ClusterSettings:
         it = self.command
