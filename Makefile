@@ -46,7 +46,7 @@ sim: setup ## Simulated failures (SEEDS=500; SEED=17: that one, in full; REQUEST
 		$(if $(FIRST),--first $(FIRST)) $(if $(REQUESTS),--requests $(REQUESTS) --seeds 1000000) \
 		$(if $(SIZE),--size $(SIZE)) $(if $(RESULT),--result $(RESULT))
 
-demo: setup ## Everything at once: Kafka, a worker, the API, an answer, a small load
+demo: setup ## Everything at once: an answer, a small load, a worker killed in the middle of its sentence
 	@$(BIN)/inferlog demo --engine $(ENGINE)
 
 up: setup ## Start Kafka, workers and the API (ARGS="--workers 2 --port 8000")

@@ -149,6 +149,17 @@ def test_an_unknown_engine_option_ends_up_with_its_reason(kafka_libs: Path, tmp_
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("name", ["worker-0", "api-1", "kafka-1"])
+def test_other_commands_are_told_the_present_process_of_what_was_killed(up: Up, name: str) -> None:
+    first = up.pids()[name]
+    os.kill(first, signal.SIGKILL)
+    until(lambda: up.pids().get(name) != first, 10, "the dead process is still told")
+    until(lambda: name in up.pids(), 40, "it was not started again")
+    told = psutil.Process(up.pids()[name])
+    assert told.ppid() == up.process.pid
+    assert told.is_running()
+
+
 def test_a_killed_worker_comes_back_and_the_end_leaves_nothing(up: Up) -> None:
     pids = up.pids()
     os.kill(pids["worker-0"], signal.SIGKILL)
