@@ -25,6 +25,10 @@ def check_epochs(read: TopicsRead) -> Iterator[str]:
         yield f"{q}: epoch {epoch} spoke at {at.position} with no fence of its own before"
 
 
+ONE_STEP_MS = 250
+"""Begun in one step, and told in records of several partitions."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Turn:
     """A request's first start, by the process that then owned its partition."""
@@ -39,7 +43,7 @@ class _Turn:
 
 def check_turns(history: History, read: TopicsRead) -> Iterator[str]:
     """Nobody of a lower tier is begun while one of a higher tier waits at the same worker."""
-    turns = [turn for origin in read.requests if (turn := _turn(origin, read)) is not None]
+    turns = [it for origin in read.requests if (it := _turn(origin, history, read)) is not None]
     tiers = sorted({it.tier for it in turns})
     for higher in tiers[:-1]:
         waited = [it for it in turns if it.tier == higher]
@@ -48,13 +52,13 @@ def check_turns(history: History, read: TopicsRead) -> Iterator[str]:
                 continue
             for it in waited:
                 passed = it.incarnation == late.incarnation
-                if passed and it.known_ms < late.started_ms < it.started_ms:
+                if passed and it.known_ms < late.started_ms < it.started_ms - ONE_STEP_MS:
                     if not _troubled(history, it.known_ms - TURN_GRACE_MS, late.started_ms):
                         yield f"{late.name} ({TIERS[late.tier]}) was begun before {it.name}"
                     break
 
 
-def _turn(origin: Origin, read: TopicsRead) -> _Turn | None:
+def _turn(origin: Origin, history: History, read: TopicsRead) -> _Turn | None:
     """None: it never began, was begun before, or had to be looked up first."""
     request, stored = read.requests[origin]
     if request is None or stored is None:
@@ -70,9 +74,23 @@ def _turn(origin: Origin, read: TopicsRead) -> _Turn | None:
     age_ms = stored.record.time_ms - parse_request_id(request.id).time_ms
     if age_ms > TURN_GRACE_MS:
         return None
-    known_ms = max(stored.record.time_ms, acquired[1].time_ms) + TURN_GRACE_MS
+    span_ms = _within_span_ms(origin, history)
+    if span_ms is None:
+        return None
+    known_ms = max(stored.record.time_ms, acquired[1].time_ms, span_ms) + TURN_GRACE_MS
     tier = TIERS.index(request.tier)
     return _Turn(request.id, tier, acquired[0].incarnation, known_ms, at.time_ms)
+
+
+def _within_span_ms(origin: Origin, history: History) -> int | None:
+    """When enough was committed for this offset to be begun at all."""
+    q, offset = origin
+    if offset < history.span_offsets:
+        return 0
+    moved = (
+        it for it in history.commits if it.q == q and it.offset + history.span_offsets > offset
+    )
+    return next((it.time_ms for it in moved), None)
 
 
 def _troubled(history: History, from_ms: int, until_ms: int) -> bool:

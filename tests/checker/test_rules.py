@@ -132,6 +132,7 @@ def begin_a_lower_tier_first(log: Log) -> None:
         log.put(topic, it)
     log.later_ms = 9_000
     for q, offset, it in ((Q, 1, late[1]), (f"{premium}/0", 0, late[0])):
+        log.later_ms += 1_000
         fields = said(epoch, offset, it.id) | {"q": q}
         log.say(Started(**fields, starts=1, counts=(0,), info=it.info(), worker="w"))  # type: ignore[arg-type]
 

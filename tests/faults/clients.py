@@ -78,14 +78,14 @@ class Clients:
                 group.create_task(self.one())
                 await asyncio.sleep(self._random.expovariate(per_second))
 
-    async def one(self, kind: Kind | None = None) -> Operation:
-        """One operation to its end."""
+    async def one(self, kind: Kind | None = None, prompt: str | None = None) -> Operation:
+        """One operation to its end; without a kind or a prompt, of any kind and one of its own."""
         number = next(self._numbers)
         chosen = self._random.choice(self._kinds) if kind is None else kind
         operation = Operation(
             number=number,
             kind=chosen,
-            prompt=f"{self._run} request {number}",
+            prompt=prompt or f"{self._run} request {number}",
             max_tokens=self._random.randint(*self._max_tokens),
             key=f"{self._run}-{number}" if chosen == "keyed" else None,
             began_s=time.monotonic(),
@@ -267,10 +267,11 @@ class Clients:
                     it.outcome = "ok"
                     return
                 leave_at = None
-                await self._cancel(it)
+                await self.cancel(it)
         raise _Again
 
-    async def _cancel(self, it: Operation) -> None:
+    async def cancel(self, it: Operation) -> None:
+        """Asks any replica for an end."""
         replica = self._replica()
         with (
             contextlib.suppress(httpx.HTTPError),  # then it runs to its end, which is as good

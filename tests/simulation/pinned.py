@@ -39,6 +39,7 @@ CAUGHT_BY: dict[str, tuple[int, ...]] = {
     "marks_forget_the_found": (0, 1, 2),
     "every_claim_wins": (6, 8, 10),
     "lost_claims_revive": (8, 19, 22),
+    "poison_parks_its_neighbours": (4, 5, 6),
     "commits_race": (240, 394, 396),
     "marks_forget_ends": (17, 21, 43),
     "two_wall_clocks": (6, 8, 16),
