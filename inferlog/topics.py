@@ -5,6 +5,7 @@ import json
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
+from core.idempotency import claim_life_seconds
 from core.limits import Limits
 from inferlog.problems import CommandFailed
 from inferlog.settings import TopicCounts, TopicsCommand
@@ -30,7 +31,7 @@ def topic_settings(counts: TopicCounts, limits: Limits) -> TopicSettings:
         min_insync=counts.min_insync,
         request_retention_ms=int(1000 * (longest_seconds + day_seconds)),
         reply_retention_ms=int(1000 * limits.reply_retention_seconds),
-        claim_life_ms=int(1000 * limits.claim_life_seconds),
+        claim_life_ms=int(1000 * claim_life_seconds(limits)),
         longest_deadline_ms=int(1000 * longest_seconds),
     )
 

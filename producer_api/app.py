@@ -28,6 +28,7 @@ from runtime.metrics import Metrics
 from topics.ports import Log
 
 BACKLOG = 2048
+ANSWER_SECONDS_MIN = 1.0
 
 _log = logging.getLogger(__name__)
 
@@ -124,9 +125,8 @@ class ApiService:
         self.settings = settings
         self.metrics = metrics or Metrics()
         self._keys = load_keys(settings.api_key, settings.api_keys_file)
-        name = f"inferlog-api-{settings.replica_index}"
         self.pipeline = Pipeline(
-            log or settings.cluster.open(name, self.metrics),
+            log or self._open_log(),
             settings.limits,
             self.metrics,
             replica_index=settings.replica_index,
@@ -134,6 +134,13 @@ class ApiService:
         )
         self._server: _Server | None = None
         self._serving: asyncio.Task[None] | None = None
+
+    def _open_log(self) -> Log:
+        """Its questions end in time for the client who waits for the answer to be told 503."""
+        it = self.settings
+        seconds = max(ANSWER_SECONDS_MIN, it.limits.publish_seconds)
+        name = f"inferlog-api-{it.replica_index}"
+        return it.cluster.open(name, self.metrics, answer_seconds=seconds)
 
     async def start(self) -> Sequence[asyncio.Task[Any]]:
         """Returns when requests are served, with the tasks whose end is the end of the process."""

@@ -113,6 +113,8 @@ class Pipeline:
             return "shutting down"
         if not self._router.reading:
             return "the home partitions are not being read"
+        if not self._publisher.trusted:
+            return "the log takes no requests"
         if self._fence_tail.failure:
             return "fences were lost"
         if not self._claims.reading:
@@ -132,10 +134,11 @@ class Pipeline:
         if self._draining.is_set():
             raise Refusal("shutting_down", "This replica is going away.", retry_after_seconds=1)
         self._check_room()
-        if idempotency is None:
-            request_id, place = self._placement.new_id(), await self._placement.place(draft)
-            return await self.publish(draft, request_id, place, traceparent, keyed=False)
-        return await self._keyed.submit(draft, idempotency, traceparent)
+        until_s = asyncio.get_running_loop().time() + self.limits.publish_seconds
+        if idempotency is not None:
+            return await self._keyed.submit(draft, idempotency, traceparent, until_s)
+        request_id, place = self._placement.new_id(), await self._placement.place(draft, until_s)
+        return await self.publish(draft, request_id, place, traceparent, until_s, keyed=False)
 
     async def publish(
         self,
@@ -143,6 +146,7 @@ class Pipeline:
         request_id: str,
         place: tuple[Partition, bytes],
         traceparent: str | None,
+        until_s: float,
         *,
         keyed: bool,
     ) -> Submission:
@@ -158,7 +162,7 @@ class Pipeline:
             self._router.watch(box)
         stream = self._stream(key, box)
         try:
-            await self._publisher.publish(request, q, record_key, traceparent, keyed=keyed)
+            await self._publisher.publish(request, q, record_key, traceparent, until_s, keyed=keyed)
         except BaseException:
             await stream.close()
             raise

@@ -170,7 +170,7 @@ async def test_replies_and_request_topics_grow_under_load(place: Place) -> None:
 
 
 async def test_a_repeat_stands_in_once_the_broker_has_dropped_a_and_b(bootstrap: str) -> None:
-    limits = DEFAULT_LIMITS.__class__(reply_retention_seconds=4.0)
+    limits = DEFAULT_LIMITS.__class__(reply_retention_seconds=4.0, total_seconds=2.0)
     place = Place(bootstrap, limits=limits)
     await place.start()
     try:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 
@@ -158,6 +159,34 @@ def test_other_commands_are_told_the_present_process_of_what_was_killed(up: Up, 
     told = psutil.Process(up.pids()[name])
     assert told.ppid() == up.process.pid
     assert told.is_running()
+
+
+def test_while_kafka_is_silent_every_answer_comes_in_time_and_the_replica_is_not_ready(
+    up: Up,
+) -> None:
+    key = (up.folder / "api-keys").read_text().partition(":")[2].strip()
+    url = f"http://127.0.0.1:{up.port + 1}"
+    body = {"model": "scripted", "messages": [{"role": "user", "content": "hello"}]}
+    kafka = up.pids()["kafka-1"]
+    with httpx.Client(
+        base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=30.0
+    ) as client:
+        before = client.post("/v1/chat/completions", json=body)
+        known = f"/v1/requests/{before.headers['x-request-id']}"
+        os.kill(kafka, signal.SIGSTOP)
+        try:
+            for method, path in (("POST", "/v1/chat/completions"), ("GET", known)):
+                began_s = time.monotonic()
+                answer = client.request(method, path, json=body if method == "POST" else None)
+                assert time.monotonic() - began_s < 6.0
+                assert answer.status_code == 503
+                assert int(answer.headers["retry-after"]) >= 1
+            until(lambda: client.get("/health/ready").status_code == 503, 10, "it says it is ready")
+        finally:
+            os.kill(kafka, signal.SIGCONT)
+        until(lambda: client.get("/health/ready").status_code == 200, 20, "not ready any more")
+        assert client.get(known).json()["status"] == "completed"
+        assert client.post("/v1/chat/completions", json=body).status_code == 200
 
 
 def test_a_killed_worker_comes_back_and_the_end_leaves_nothing(up: Up) -> None:

@@ -93,8 +93,14 @@ def test_without_max_tokens_an_answer_takes_what_the_context_leaves(tokenizer: A
 
     run = Run(1, "id", "m", COMPLETIONS, body(max_tokens=None))
     prompt_tokens = len(tokenizer(PROMPT)["input_ids"])
-    assert Preparer(tokenizer, "m", 8192, [END_TOKEN]).prepare(run).max_tokens == 1024
-    assert Preparer(tokenizer, "m", 100, [END_TOKEN]).prepare(run).max_tokens == 100 - prompt_tokens
+
+    def given(context_tokens: int, default: int) -> int:
+        preparer = Preparer(tokenizer, "m", context_tokens, default, [END_TOKEN])
+        return preparer.prepare(run).max_tokens
+
+    assert given(8192, 1024) == 1024
+    assert given(8192, 77) == 77
+    assert given(100, 1024) == 100 - prompt_tokens
 
 
 def test_the_dtype_follows_the_flags_of_the_cpu(tmp_path: Path) -> None:

@@ -4,6 +4,10 @@ from dataclasses import replace
 
 import pytest
 
+from core.idempotency import claim_life_seconds
+from core.limits import Limits
+from inferlog.settings import TopicCounts
+from inferlog.topics import topic_settings
 from schemas.requests import TIERS
 from topics.catalogue import CLAIMS, FENCES, REPLIES, TopicSettings, catalogue, differences
 from topics.ports import TopicState
@@ -133,3 +137,12 @@ def test_a_deadline_longer_than_requests_are_kept_is_said() -> None:
     assert differences(catalogue("default", settings), as_wanted(), settings) == [
         "requests: retention must cover the longest deadline and one day more"
     ]
+
+
+def test_claims_are_kept_for_two_lives_of_the_longest_request_and_a_segment() -> None:
+    limits = Limits(total_seconds=7200.0, reply_retention_seconds=14_400.0)
+    kept = {it.name: it.configs for it in catalogue("p", topic_settings(TopicCounts(), limits))}
+    longest_ms = 1000 * claim_life_seconds(limits)
+    assert longest_ms > 1000 * limits.claim_life_seconds
+    spare_ms = int(kept[CLAIMS]["retention.ms"]) - 2 * longest_ms
+    assert spare_ms >= int(kept[CLAIMS]["segment.ms"])

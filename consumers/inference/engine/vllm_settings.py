@@ -64,7 +64,7 @@ def make_vllm_engine(
     arguments["logits_processors"] = _processors(found)
     name = arguments.get("served_model_name") or Path(model).name
     try:
-        return VllmEngine(AsyncEngineArgs(**arguments), _first(name), limits.schema_compile_seconds)
+        return VllmEngine(AsyncEngineArgs(**arguments), _first(name), limits)
     except (ValueError, TypeError) as error:
         raise EngineOptionError(f"vLLM refuses these engine options: {error}") from error
 
