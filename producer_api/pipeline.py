@@ -15,12 +15,13 @@ from core.stream import Key, Visible, is_terminal
 from producer_api.claims import Claims
 from producer_api.growth import ReplyGrowth, home_partitions
 from producer_api.keyed import KeyedSubmitter
+from producer_api.mailbox import Mailbox
 from producer_api.placement import Placement, pool_of
 from producer_api.publisher import Publisher, unavailable
 from producer_api.reply_router import ReplyRouter
 from producer_api.scan_places import ScanPlaces
 from producer_api.scans import CountedFollower
-from producer_api.streams import Follower, Mailbox, ReplyStream, result_expired
+from producer_api.streams import Follower, ReplyStream, result_expired
 from producer_api.submission import (
     Draft,
     IdempotencyKey,
