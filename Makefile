@@ -36,6 +36,7 @@ test-all: setup ## The long ones as well
 
 soak: setup ## Volume runs alone
 	$(BIN)/python -m pytest -m soak $(PYTEST)
+	$(BIN)/python -m benchmarks.report
 
 faults: setup ## The whole fault matrix on real processes (half an hour; some rows need root, Go or faketime)
 	$(BIN)/python -m pytest tests/faults -m "not soak" $(PYTEST)
@@ -55,6 +56,8 @@ up: setup ## Start Kafka, workers and the API (ARGS="--workers 2 --port 8000")
 bench-pipeline: ENGINE = scripted
 bench-pipeline: setup ## Measure the pipeline; results under benchmarks/results
 	$(BIN)/python -m benchmarks.pipeline
+	$(BIN)/python -m benchmarks.sse_response
+	$(BIN)/python -m benchmarks.report
 
 lock: $(BIN)/uv ## Compile the pinned sets anew (UPGRADE=1: newest of everything)
 	UPGRADE=$(UPGRADE) bash requirements/lock.sh $(BIN)/uv

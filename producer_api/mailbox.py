@@ -1,9 +1,22 @@
-"""A bounded box of visible events between a reader of the log and one client."""
+"""The bounded buffer between the tail of replies and the one who answers a client."""
 
 import asyncio
 
 from core.stream import Key, Visible
 from schemas.replies import Tokens
+
+_EARLY_SECONDS = 0.001
+"""A timer may fire up to the resolution of its clock too early."""
+
+
+def _weight_bytes(event: Visible) -> int:
+    """About what an event holds in memory; log probabilities outweigh the text a hundred times."""
+    if not isinstance(event, Tokens):
+        return 64
+    weight = 64 + len(event.text) + 40 * len(event.token_ids)
+    if event.logprobs is not None:
+        weight += sum(160 * (1 + len(it.top)) for it in event.logprobs)
+    return weight
 
 
 class Mailbox:
@@ -12,7 +25,10 @@ class Mailbox:
     def __init__(self, key: Key, events_max: int, bytes_max: int) -> None:
         self.key = key
         self.overflowed = False
+        self._loop = asyncio.get_running_loop()
         self._waiter: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._until_s = 0.0
         self._events_max = events_max
         self._bytes_max = bytes_max
         self._events: list[Visible] = []
@@ -22,7 +38,7 @@ class Mailbox:
         """Takes an event; False once the bound is passed: then the mailbox is of no more use."""
         if not self.overflowed:
             self._events.append(event)
-            self._bytes += 64 + (len(event.text) if isinstance(event, Tokens) else 0)
+            self._bytes += _weight_bytes(event)
             if len(self._events) > self._events_max or self._bytes > self._bytes_max:
                 self.overflow()
         return not self.overflowed
@@ -39,15 +55,37 @@ class Mailbox:
             self._waiter.set_result(None)
 
     async def wait(self, max_wait_seconds: float) -> None:
-        """Returns when woken, or after the wait. A future and a timer: no task per wait."""
-        loop = asyncio.get_running_loop()
+        """Returns when woken, or after the wait. A future: no task per wait, and no timer either."""
+        loop = self._loop
+        self._until_s = loop.time() + max_wait_seconds
+        if self._timer is None or self._timer.when() > self._until_s:
+            self._set_timer()
         waiter = self._waiter = loop.create_future()
-        timer = loop.call_later(max_wait_seconds, self.wake)
         try:
             await waiter
         finally:
-            timer.cancel()
             self._waiter = None
+
+    def _set_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_at(self._until_s, self._ring)
+
+    def _ring(self) -> None:
+        """The timer outlives the wait it was set for: tokens come quickly, and timers are dear."""
+        self._timer = None
+        if self._waiter is None:
+            return
+        if self._loop.time() < self._until_s - _EARLY_SECONDS:
+            self._set_timer()
+        else:
+            self.wake()
+
+    def close(self) -> None:
+        """Lets go of the timer. Idempotent."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def take(self) -> list[Visible]:
         """All that has arrived."""

@@ -157,10 +157,11 @@ class ReplyStream:
         loop = asyncio.get_running_loop()
         until_s = loop.time() + timeout_seconds
         while not self.ended:
-            if events := self._deliver(await self._fetch(until_s - loop.time())):
+            self._check_client()  # it may have left while what came before was being sent
+            events = self._deliver(await self._fetch(until_s - loop.time()))
+            self._check_client()
+            if events:
                 return events
-            if self._abandoned:
-                raise ClientGone("the client closed its connection")
             if self._shutdown.is_set():
                 raise ShuttingDown("this replica is shutting down")
             late = self._is_expired(self.request_id, self._total_seconds)
@@ -184,6 +185,10 @@ class ReplyStream:
             await self._follower.close()
             self._follower = None
         return False
+
+    def _check_client(self) -> None:
+        if self._abandoned:
+            raise ClientGone("the client closed its connection")
 
     async def _fetch(self, wait_seconds: float) -> list[Visible]:
         if self._ahead:
@@ -259,6 +264,8 @@ class ReplyStream:
 
     async def close(self) -> None:
         """Lets go of mailbox and follower. Idempotent."""
+        if self._mailbox is not None:
+            self._mailbox.close()
         if self._on_close is not None:
             self._on_close()
             self._on_close = None
