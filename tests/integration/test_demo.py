@@ -116,7 +116,7 @@ def test_the_speaker_is_killed_and_every_token_comes_once(folder: Path, workers:
     assert f"\nResult: {STORY_TOKENS} tokens, 0 lost, 0 repeated.\n" in said
     log = said.partition("What the log says of it")[2]
     order = [
-        "accepted",
+        "published, tier",
         "start 1",
         "acquired",
         f"start 2, goes on after {seam[3]} tokens",

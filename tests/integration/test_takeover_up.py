@@ -52,10 +52,11 @@ class Up:
         found: dict[str, object] = json.loads((self.folder / "up.json").read_text())
         return found
 
-    def pid(self, name: str) -> int:
+    def pid(self, name: str) -> int | None:
+        """None between a death and the next start."""
         pids = self.state()["pids"]
         assert isinstance(pids, dict)
-        return int(pids[name])
+        return pids.get(name)
 
     def wait_for(self, text: str, seconds: float) -> None:
         deadline_s = time.monotonic() + seconds
@@ -113,11 +114,15 @@ async def test_a_killed_worker_is_replaced_long_before_its_session_ends(up: Up) 
                 continue
             await asyncio.sleep(2.5)
             first = up.pid(name)
+            assert first is not None
             os.kill(first, signal.SIGKILL)
             async with asyncio.timeout(10):
                 while up.said().count("left 4 memberships") < int(name[-1]) + 1:
                     await asyncio.sleep(0.05)
-                while up.pid(name) == first:  # what other commands are told is kept up to date
+                while up.pid(name) in {
+                    None,
+                    first,
+                }:  # what other commands are told is kept up to date
                     await asyncio.sleep(0.05)
         answers = [await it for it in streams]
     for prompt, (text, longest_s) in zip(prompts, answers, strict=True):
