@@ -34,7 +34,7 @@ test-all: setup ## The long ones as well
 soak: setup ## Volume runs alone
 	$(BIN)/python -m pytest -m soak $(PYTEST)
 
-faults: setup ## The whole fault matrix on real processes (half an hour; some rows need root, Go or faketime)
+faults: setup ## The whole fault matrix on real processes (RESULT=FILE keeps figures; some rows need root, Go, faketime)
 	$(BIN)/python -m pytest tests/faults -m "not soak" $(PYTEST)
 
 sim: setup ## Simulated failures (SEEDS=500; SEED=17: that one, in full; REQUESTS=1000000: so many)
