@@ -38,7 +38,7 @@ soak: setup ## Volume runs alone
 	$(BIN)/python -m pytest -m soak $(PYTEST)
 	$(BIN)/python -m benchmarks.report
 
-faults: setup ## The whole fault matrix on real processes (half an hour; some rows need root, Go or faketime)
+faults: setup ## The whole fault matrix on real processes (RESULT=FILE keeps figures; some rows need root, Go, faketime)
 	$(BIN)/python -m pytest tests/faults -m "not soak" $(PYTEST)
 
 sim: ENGINE = scripted

@@ -1,12 +1,14 @@
 """What clients write down for the history checker: each call, and what its connection showed."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import httpx
 
+from inferlog.api_client import sse_events
+from schemas.ids import parse_request_id
 from tests.checker.history import Action, Attempt, Seen
 
 STREAM_ENDS = {
@@ -76,6 +78,14 @@ def refused(it: Attempt, code: str) -> None:
     it.done_ms = wall_ms()
 
 
+def told(it: Attempt, answer: httpx.Response) -> None:
+    """The answer to a question about a request, or to a cancel."""
+    if answer.status_code == 200:
+        it.result, it.state = "ok", answer.json()["status"]
+    else:
+        refused(it, answer.json()["error"]["code"])
+
+
 def saw_whole(it: Attempt, body: dict[str, Any]) -> None:
     """The whole answer in one body."""
     tokens = body["usage"]["completion_tokens"]
@@ -85,3 +95,19 @@ def saw_whole(it: Attempt, body: dict[str, Any]) -> None:
 def saw_error(seen: Seen, code: str) -> None:
     """An error came instead of the next token."""
     seen.terminal, seen.code = STREAM_ENDS.get(code), code
+
+
+def request_id_of(answer: httpx.Response) -> str | None:
+    """The id of what runs; an answer about nothing that was accepted carries a random one."""
+    name = answer.headers.get("x-request-id", "")
+    try:
+        parse_request_id(name)
+    except ValueError:
+        return None
+    return str(name)
+
+
+async def events(answer: httpx.Response) -> AsyncIterator[tuple[int, str]]:
+    """Position and data of each event of a stream."""
+    async for event_id, data in sse_events(answer.aiter_lines()):
+        yield int(event_id or 0), data

@@ -7,16 +7,23 @@ import json
 import random
 import secrets
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import httpx
 
-from inferlog.api_client import sse_events
-from schemas.ids import parse_request_id
 from tests.checker.history import Attempt, Seen
 from tests.checker.topics_read import TopicsRead
-from tests.faults.attempts import Notes, accepted, refused, saw_error, saw_whole
+from tests.faults.attempts import (
+    Notes,
+    accepted,
+    events,
+    refused,
+    request_id_of,
+    saw_error,
+    saw_whole,
+    told,
+)
 from tests.faults.operation import KINDS, NOTHING_APPENDED, Kind, Operation
 
 COMPLETIONS = "/v1/completions"
@@ -114,6 +121,19 @@ class Clients:
         asked = {"model": self.model, "prompt": it.prompt, "max_tokens": it.max_tokens}
         return {**asked, **self._parameters, **more}
 
+    async def pry(self, key: str, tenant: str) -> None:
+        """Another tenant asks for some of these requests, and tries to cancel them."""
+        known = [it.request_id for it in self.history if it.request_id is not None]
+        headers = {"Authorization": f"Bearer {key}"}
+        notes = Notes(self.attempts, "prying", tenant, None)
+        for name in self._random.sample(known, min(3, len(known))):
+            replica = self._replica()
+            url = f"{replica}/v1/requests/{name}"
+            with notes.attempt("status", replica, name) as attempt:
+                told(attempt, await self._http.get(url, headers=headers))
+            with notes.attempt("cancel", replica, name) as attempt:
+                told(attempt, await self._http.post(f"{url}/cancel", headers=headers))
+
     def _notes(self, it: Operation) -> Notes:
         return Notes(self.attempts, f"client-{it.number}", self._tenant, it.key)
 
@@ -128,7 +148,7 @@ class Clients:
             except httpx.ConnectError:
                 _failed(it, "unreachable")
                 raise
-            it.request_id = _request_id(answer)
+            it.request_id = request_id_of(answer)
             body: dict[str, Any] = answer.json()
             if answer.status_code not in (200, 202):
                 _refused(it, body, attempt)
@@ -227,7 +247,7 @@ class Clients:
         with self._notes(it).attempt("submit", replica) as attempt:
             post = self._http.stream("POST", replica + COMPLETIONS, json=body, headers=headers)
             async with post as answer:
-                it.request_id = _request_id(answer) or it.request_id
+                it.request_id = request_id_of(answer) or it.request_id
                 if answer.status_code == 200:
                     accepted(attempt, it.request_id, answer)
                     await self._read(it, answer, attempt)
@@ -242,7 +262,7 @@ class Clients:
         leave_at = it.max_tokens // 2 if it.kind in ("cancelled", "closed") else None
         attempt.seen = seen = Seen(after=it.position, position=it.position, text="")
         it.heard_s = it.heard_s or time.monotonic()
-        async for position, data in _events(answer):
+        async for position, data in events(answer):
             now_s = time.monotonic()
             it.longest_pause_s = max(it.longest_pause_s, now_s - it.heard_s)
             it.heard_s = now_s
@@ -277,26 +297,8 @@ class Clients:
             contextlib.suppress(httpx.HTTPError),  # then it runs to its end, which is as good
             self._notes(it).attempt("cancel", replica, it.request_id) as attempt,
         ):
-            answer = await self._http.post(f"{replica}/v1/requests/{it.request_id}/cancel")
-            if answer.status_code == 200:
-                attempt.result, attempt.state = "ok", answer.json()["status"]
-            else:
-                refused(attempt, answer.json()["error"]["code"])
-
-
-def _request_id(answer: httpx.Response) -> str | None:
-    """The id of what runs; an answer about nothing that was accepted carries a random one."""
-    name = answer.headers.get("x-request-id", "")
-    try:
-        parse_request_id(name)
-    except ValueError:
-        return None
-    return str(name)
-
-
-async def _events(answer: httpx.Response) -> AsyncIterator[tuple[int, str]]:
-    async for event_id, data in sse_events(answer.aiter_lines()):
-        yield int(event_id or 0), data
+            url = f"{replica}/v1/requests/{it.request_id}/cancel"
+            told(attempt, await self._http.post(url))
 
 
 def _failed(it: Operation, error: str) -> None:

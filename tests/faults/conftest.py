@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 import pytest
@@ -14,6 +15,9 @@ from tests.faults.operation import KINDS, POISON, STALLS, Kind
 from tests.faults.running_stack import RunningStack
 from tests.faults.verdict import view, violations
 from tests.faults.watching import watched, writings
+
+STRANGER = "a-stranger"
+"""A tenant who tries to learn of requests that are not his."""
 
 Load = Callable[..., AbstractAsyncContextManager[Clients]]
 
@@ -30,7 +34,10 @@ ENGINE = (
 @pytest.fixture(scope="session")
 def stack(kafka_libs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
     """Two workers, two replicas, one broker; it must survive every test of this folder."""
-    running = RunningStack(tmp_path_factory.mktemp("faults"), workers=2, engine_options=ENGINE)
+    folder = tmp_path_factory.mktemp("faults")
+    (folder / "api-keys").write_text(f"default:{token_hex(16)}\n{STRANGER}:{token_hex(16)}\n")
+    (folder / "api-keys").chmod(0o600)
+    running = RunningStack(folder, workers=2, engine_options=ENGINE)
     yield running
     running.end()
 
@@ -66,12 +73,16 @@ async def judged_load(
         async with watched(stack) as samples:
             yield clients
             await running
+            if STRANGER in stack.keys:
+                await stack.healthy()
+                await clients.pry(stack.keys[STRANGER], STRANGER)
     finally:
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
         await clients.close()
     found = await view(stack.bootstrap)
     clients.read = found.read
+    found.history.secrets += stack.keys.values()
     found.history.samples, found.history.writings = samples, await writings(stack)
     wrong = violations(clients, found)
     assert not wrong, "\n".join(wrong)

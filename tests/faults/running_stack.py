@@ -103,6 +103,13 @@ class RunningStack:
         return key
 
     @property
+    def keys(self) -> dict[str, str]:
+        """Every tenant's."""
+        lines = (self.folder / "api-keys").read_text().splitlines()
+        pairs = [line.partition(":") for line in lines if line and not line.startswith("#")]
+        return {tenant: key for tenant, _, key in pairs}
+
+    @property
     def bootstrap(self) -> str:
         """Kafka's address."""
         return str(json.loads((self.folder / "up.json").read_text())["bootstrap"])

@@ -6,6 +6,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.faults.clients import Clients
@@ -30,6 +31,19 @@ async def kill_workers(stack: RunningStack, clients: Clients) -> None:
 async def kill_a_replica(stack: RunningStack, clients: Clients) -> None:
     await asyncio.sleep(2.5)
     stack.signal("api-0", signal.SIGKILL)
+
+
+async def race_for_keys(stack: RunningStack, clients: Clients) -> None:
+    """Ten keys, each from two clients at once, who ask one replica each."""
+    headers = {"Authorization": f"Bearer {stack.key}"}
+    async with httpx.AsyncClient(headers=headers, timeout=30.0, trust_env=False) as client:
+        for number in range(10):
+            body = {"model": "scripted", "prompt": f"race {number}", "max_tokens": 4}
+            key = {"Idempotency-Key": f"race-{number}"}
+            posts = [
+                client.post(f"{it}/v1/completions", json=body, headers=key) for it in stack.replicas
+            ]
+            await asyncio.gather(*posts)
 
 
 async def nothing(stack: RunningStack, clients: Clients) -> None:
@@ -74,7 +88,7 @@ ROWS = [
     Row("marks_forget_the_found", kill_workers, "I4", "was spoken for at"),
     Row("commit_early", nothing, "I4", "was committed, and at"),
     Row("skip_one_on_resume", kill_a_replica, "I2", "visible:"),
-    Row("every_claim_wins", kill_a_replica, "I3", "lost, and it was published"),
+    Row("every_claim_wins", race_for_keys, "I3", "lost, and it was published"),
     Row("poison_parks_its_neighbours", send_poison, "I9", "is parked as poison, and is none"),
     Row("forget_cancels_on_takeover", cancel_and_kill, "I8", "begun later, goes on with it"),
 ]

@@ -81,7 +81,7 @@ def violations(clients: Clients, found: LogView) -> list[str]:
         f"{q}: committed {committed} of {end}" for q, (committed, end) in found.uncommitted.items()
     ]
     history.scripted = clients.model == "scripted"
-    history.secrets = [clients.key, *(it.prompt for it in clients.history)]
+    history.secrets += [clients.key, *(it.prompt for it in clients.history)]
     wrong = [str(it) for it in judge(history, found.read)]
     wrong += [text for it in clients.history for text in _of_client(it, history.scripted)]
     by_key: dict[str, set[str]] = {}
