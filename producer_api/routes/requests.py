@@ -47,9 +47,10 @@ async def create(http: HttpRequest) -> Response:
     headers = {"X-Request-Id": request_id, "Location": f"/v1/requests/{request_id}"}
     if submission.outcome == "replayed":
         headers["Idempotent-Replayed"] = "true"
-    return JSONResponse(
-        status_object(request_id, "queued", incoming.info), status_code=202, headers=headers
-    )
+    told = status_object(request_id, "queued", incoming.info)
+    if submission.outcome != "new":  # the request that holds the key may run, or have ended
+        told = _status(request_id, await context.pipeline.status(http.scope["tenant"], request_id))
+    return JSONResponse(told, status_code=202, headers=headers)
 
 
 @router.get("/v1/requests/{request_id}")

@@ -32,7 +32,7 @@ class Up:
         port = any_free("127.0.0.1", 2)
         metrics_port = any_free("127.0.0.1", workers + 1)
         words = [
-            *("up", "--engine", "scripted", "--engine-option", "tokens_per_second=30"),
+            *("up", "--engine", "scripted", "--engine-option", "tokens_per_second=50"),
             *("--workers", str(workers), "--session-timeout-seconds", str(SESSION_SECONDS)),
             *("--data-dir", str(folder), "--port", str(port)),
             *("--metrics-port", str(metrics_port), "--drain-seconds", "0"),
@@ -111,7 +111,7 @@ async def test_a_killed_worker_is_replaced_long_before_its_session_ends(up: Up) 
         for name in ("worker-0", "worker-1"):
             if name not in str(up.state()["pids"]):
                 continue
-            await asyncio.sleep(2.5)
+            await asyncio.sleep(1.5)
             first = up.pid(name)
             os.kill(first, signal.SIGKILL)
             async with asyncio.timeout(10):

@@ -89,5 +89,7 @@ def test_each_gets_ports_of_its_own_or_says_which_is_taken(ups: list[Up]) -> Non
     assert not any("starting it again" in it.said() for it in ups)
     assert up[0].metrics().isdisjoint(up[1].metrics())
     for it in up:
-        it.end()
+        it.process.send_signal(signal.SIGTERM)
+    for it in up:
+        it.process.wait(60)
         assert it.process.returncode == 0, it.said()

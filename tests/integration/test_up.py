@@ -141,12 +141,13 @@ def test_a_second_one_on_the_same_folder_or_port_is_refused_with_the_reason(
     assert f"port {up.port} on 127.0.0.1 is taken" in same_port.stderr
 
 
-def test_an_unknown_engine_option_ends_up_with_its_reason(kafka_libs: Path, tmp_path: Path) -> None:
+def test_an_unknown_engine_option_is_refused_before_anything_starts(tmp_path: Path) -> None:
     port = str(any_free("127.0.0.1", 2))
     options = ("--engine-option", "slotz=3", "--data-dir", str(tmp_path), "--port", port)
     done = inferlog("up", "--engine", "scripted", *options)
     assert done.returncode == 2
-    assert "slotz" in done.stderr
+    assert "unknown engine option 'slotz'; did you mean slots?" in done.stderr
+    assert "starting" not in done.stderr
     assert "Traceback" not in done.stderr
 
 
