@@ -81,6 +81,10 @@ class ClaimBook:
         """How many claims are held in all."""
         return self._held
 
+    def has_ended(self, now_ms: float) -> bool:
+        """Whether `prune` would forget anything."""
+        return bool(self._ends) and self._ends[0][0] <= now_ms
+
     def prune(self, now_ms: float) -> None:
         """Forgets claims whose life has ended."""
         while self._ends and self._ends[0][0] <= now_ms:

@@ -44,7 +44,7 @@ class Limits:
     schema_bytes: int = _bound(64 * 1024, "bytes of a JSON schema, estimated while it is walked")
     schema_depth: int = _bound(16, "levels of a JSON schema")
     schema_compile_seconds: float = _bound(
-        2.0, "seconds to compile the schema of a guided answer", least=0.1
+        2.0, "seconds of a clock, on the worker (vLLM alone), and 2 GiB of memory", least=0.1
     )
     idempotency_key_chars: int = _bound(255, "characters")
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from inferlog.backoff import Backoff
@@ -20,11 +20,17 @@ KAFKA = "kafka"
 
 
 class SupervisedCluster:
-    """A local cluster whose nodes are started again when they end by themselves."""
+    """A local cluster whose nodes are started again when they end by themselves.
 
-    def __init__(self, cluster: LocalCluster, report: Report) -> None:
+    `on_change` is called after each end and each new start: the process ids are others then.
+    """
+
+    def __init__(
+        self, cluster: LocalCluster, report: Report, on_change: Callable[[], None] = lambda: None
+    ) -> None:
         self.cluster = cluster
         self._report = report
+        self._on_change = on_change
         self._backoff = Backoff()
 
     async def start(self) -> str:
@@ -40,6 +46,7 @@ class SupervisedCluster:
         while True:
             began_s = loop.time()
             node = await self.cluster.wait_exit()
+            self._on_change()
             while True:
                 pause_s = self._backoff.next_pause(loop.time() - began_s)
                 self._report(
@@ -50,6 +57,7 @@ class SupervisedCluster:
                 began_s = loop.time()
                 try:
                     await self.cluster.start()
+                    self._on_change()
                     break
                 except BrokerFailed as error:
                     self._report(f"Kafka did not start: {error}")

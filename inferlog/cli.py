@@ -31,7 +31,11 @@ def _action(module: str, action: str) -> Callable[[Any], int]:
 
 TABLE: tuple[tuple[str, type[Any], str], ...] = (
     ("up", commands.UpCommand, "Start Kafka, workers and the API, and keep them running."),
-    ("demo", commands.DemoCommand, "See it work: an answer, the same one recorded, a small load."),
+    (
+        "demo",
+        commands.DemoCommand,
+        "See it work: an answer, a small load, a worker killed in mid-sentence.",
+    ),
     ("send", clients.SendCommand, "Ask a question; the answer streams into the terminal."),
     ("replay", clients.ReplayCommand, "Replay a recorded hour of traffic, and measure."),
     ("status", clients.StatusCommand, "Tiers, lag, workers and slots, live."),

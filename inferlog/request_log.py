@@ -32,7 +32,7 @@ def run(command: LogCommand) -> int:
         shown = [asdict(entry) for entry in entries]
         print(json.dumps({"request_id": request_id, "entries": shown}))
     else:
-        _print(request_id, entries)
+        print_timeline(request_id, entries)
     return EXIT_OK
 
 
@@ -41,7 +41,8 @@ async def _collect(command: LogCommand, request_id: str) -> list[Entry]:
         return await collect(log, command.pool, request_id)
 
 
-def _print(request_id: str, entries: list[Entry]) -> None:
+def print_timeline(request_id: str, entries: list[Entry]) -> None:
+    """As a table."""
     from rich.console import Console  # noqa: PLC0415  (only for a table)
     from rich.table import Table  # noqa: PLC0415
 

@@ -236,6 +236,15 @@ class DemoCommand:
     demo_rows: int = field(
         default=60, metadata={"help": "rows of the trace to replay", "min": 1, "max": 500}
     )
+    demo_workers: int | None = field(
+        default=None,
+        metadata={
+            "help": "workers to run; the second begins while the first already answers. Unset: 2, "
+            "or 1 where memory is short",
+            "min": 1,
+            "max": 2,
+        },
+    )
     keep_serving: bool | None = field(
         default=None, metadata={"help": "serve on until Ctrl-C; unset: on a terminal"}
     )

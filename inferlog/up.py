@@ -15,7 +15,12 @@ STOP_SECONDS = 40.0
 
 def report(line: str) -> None:
     """A line of progress, with the time."""
-    print(f"{time.strftime('%H:%M:%S')}  {line}", file=sys.stderr, flush=True)
+    print(stamped(line), file=sys.stderr, flush=True)
+
+
+def stamped(line: str) -> str:
+    """The line with the time of day before it."""
+    return f"{time.strftime('%H:%M:%S')}  {line}"
 
 
 def announce(stack: Stack) -> None:

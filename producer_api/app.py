@@ -21,6 +21,7 @@ from producer_api.bounded_http import bounded_http
 from producer_api.context import ApiContext
 from producer_api.error_responses import error_response
 from producer_api.gate import Gate
+from producer_api.hot_routes import HotRoutes, hot_routes
 from producer_api.pipeline import Pipeline
 from producer_api.routes import openai, requests
 from producer_api.settings import ApiSettings
@@ -79,7 +80,12 @@ def make_app(
     app.add_exception_handler(Refusal, refused)
     app.add_exception_handler(HTTPException, by_framework)
     app.add_exception_handler(Exception, failed)
-    gated: Any = Gate(app, keys, limits, metrics)
+
+    async def on_failure(http: HttpRequest, error: Exception) -> Response:
+        return await (refused if isinstance(error, Refusal) else failed)(http, error)
+
+    hot = HotRoutes(app, hot_routes([*openai.router.routes, *requests.router.routes]), on_failure)
+    gated: Any = Gate(hot, keys, limits, metrics)
     if cors_origins:
         gated = CORSMiddleware(
             gated,
@@ -156,6 +162,7 @@ class ApiService:
             lifespan="off",
             log_config=None,
             access_log=False,
+            proxy_headers=False,  # nothing here asks who is at the other end
             timeout_graceful_shutdown=max(1, int(settings.drain_seconds)),
             timeout_keep_alive=30,
             server_header=False,

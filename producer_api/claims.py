@@ -14,6 +14,9 @@ from schemas.operations import Claim
 from topics.catalogue import CLAIMS
 from topics.ports import Appender, Log, LogError, OffsetOutOfRange, Partition, Tail
 
+PRUNE_SECONDS = 1.0
+"""Ends of `claims` are asked for at most so often: the tail waits for the answer."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -26,6 +29,9 @@ class Claims:
         self._clock = clock
         self._limits = limits
         self._tail: Tail | None = None
+        self._here: list[Partition] = []
+        self._read_up_to: tuple[float, dict[Partition, int]] | None = None
+        self._prune_from_s = 0.0
         self._task: asyncio.Task[None] | None = None
         self._appender: Appender | None = None
         self._opening = asyncio.Lock()
@@ -58,7 +64,7 @@ class Claims:
     async def start(self) -> "asyncio.Task[None]":
         """Reads from two longest lives back up to now; returns the loop that goes on."""
         count = await self._log.partition_count(CLAIMS)
-        here = [Partition(CLAIMS, index) for index in range(count)]
+        here = self._here = [Partition(CLAIMS, index) for index in range(count)]
         starts = await self._two_lives_back(here)
         ends = await self._log.end_offsets(here)
         self._tail = await self._log.tail(starts)
@@ -88,15 +94,37 @@ class Claims:
                 assert self._tail is not None
                 self.book = ClaimBook()  # what is read again must not be judged against itself
                 await self._begin_anew(self._tail)
-            # Claims are judged by append times alone: one that has ended by our clock may still be
-            # running by the broker's, and forgotten it would let a later one win here only.
-            skew_ms = self._limits.clock_skew_seconds * 1000
-            self.book.prune(self._clock.now_ms() - skew_ms)
+            await self._prune()
+
+    async def _prune(self) -> None:
+        """Forgets what ended before a moment up to which everything was read.
+
+        Claims are judged by append times alone. One that has ended by our clock may still be running
+        by the broker's, and one that has ended may still defeat a claim that lies on the log unread:
+        forgotten, either would let a later one win here only.
+        """
+        assert self._tail is not None
+        if self._read_up_to is None:
+            now_s = asyncio.get_running_loop().time()
+            before_ms = self._clock.now_ms() - self._limits.clock_skew_seconds * 1000
+            if now_s < self._prune_from_s or not self.book.has_ended(before_ms):
+                return
+            self._prune_from_s = now_s + PRUNE_SECONDS
+            try:
+                ends = await self._log.end_offsets(self._here)
+            except LogError:
+                return
+            self._read_up_to = before_ms, ends
+        before_ms, ends = self._read_up_to
+        if all(self._tail.position(it) >= ends[it] for it in self._here):
+            self.book.prune(before_ms)
+            self._read_up_to = None
 
     async def _begin_anew(self, tail: Tail) -> None:
         try:
             count = await self._log.partition_count(CLAIMS)
-            here = [Partition(CLAIMS, index) for index in range(count)]
+            here = self._here = [Partition(CLAIMS, index) for index in range(count)]
+            self._read_up_to = None
             tail.assign(await self._two_lives_back(here))
         except LogError as error:
             _log.warning("claims cannot be read yet: %s", error)

@@ -15,12 +15,13 @@ from core.stream import Key, Visible, is_terminal
 from producer_api.claims import Claims
 from producer_api.growth import ReplyGrowth, home_partitions
 from producer_api.keyed import KeyedSubmitter
+from producer_api.mailbox import Mailbox
 from producer_api.placement import Placement, pool_of
 from producer_api.publisher import Publisher, unavailable
 from producer_api.reply_router import ReplyRouter
 from producer_api.scan_places import ScanPlaces
 from producer_api.scans import CountedFollower
-from producer_api.streams import Follower, Mailbox, ReplyStream, result_expired
+from producer_api.streams import Follower, ReplyStream, result_expired
 from producer_api.submission import (
     Draft,
     IdempotencyKey,
@@ -63,7 +64,7 @@ class Pipeline:
         self.failed.add_done_callback(lambda it: it.cancelled() or it.exception())
         self._log = log
         self._replica = (replica_index, replica_count)
-        self._clock = BrokerClock()
+        self._clock = BrokerClock(skew_seconds=limits.clock_skew_seconds)
         self._claims = Claims(log, self._clock, limits)
         self._directory = WorkerDirectory(log, self._clock, limits)
         self._publisher = Publisher(log, self._clock, limits, metrics)
@@ -231,6 +232,7 @@ class Pipeline:
         self._placement.check_id(request_id, self.limits.reply_retention_seconds)
         follower = self._follower((tenant, request_id), "status")
         visible: list[Visible] = []
+        now_ms = self._clock.now_ms()  # of before the end that is read up to
         try:
             async with asyncio.timeout(SCAN_SECONDS), self._scans.place(tenant):
                 await follower.open()
@@ -249,7 +251,7 @@ class Pipeline:
         if info_of(visible) is None and not is_terminal(visible[-1]):
             raise result_expired()  # retention took all before its first token
         margin_s = self.limits.deadline_margin_seconds
-        return snapshot_of(request_id, visible, self._clock.now_ms(), margin_s)
+        return snapshot_of(request_id, visible, now_ms, margin_s)
 
     async def cancel(self, tenant: str, request_id: str, reason: str) -> None:
         """Appends the cancel; done when it is acknowledged. Idempotent. Raises Refusal."""

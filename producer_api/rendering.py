@@ -12,6 +12,8 @@ from schemas.replies import Accepted, Finished, Started, TokenLogprob, Tokens, T
 from schemas.requests import CHAT, RequestInfo
 
 DONE = b"data: [DONE]\n\n"
+_MARK = "\0"
+"""Stands where the text will: nothing behind it in a chunk could be taken for it."""
 
 
 def public_id(request_id: str, endpoint: str) -> str:
@@ -82,6 +84,7 @@ class ChunkRenderer:
         self._info = info
         self._resumed = after > 0
         self._roles: set[int] = set()
+        self._around: dict[int, tuple[bytes, bytes]] = {}
         kind = "chat.completion.chunk" if self._chat else "text_completion"
         self._head: dict[str, Any] = {
             "id": public_id(request_id, info.endpoint),
@@ -112,12 +115,24 @@ class ChunkRenderer:
             # the same position as before: nothing of the answer is in it
             frames.append(frame(self._chunk(event.choice, delta, None, None), self.position))
         self.position += len(event.token_ids)
-        if event.text or event.logprobs:
+        if event.text and event.logprobs is None:
+            before, behind = self._around.get(event.choice) or self._cut(event.choice)
+            text = orjson.dumps(event.text)
+            frames.append(b"id: %d\n%b%b%b" % (self.position, before, text, behind))
+        elif event.text or event.logprobs:
             frames.append(frame(self._piece(event), self.position))
         if event.finish_reason is not None:
             final: Any = {} if self._chat else ""
             chunk = self._chunk(event.choice, final, event.finish_reason, None)
             frames.append(frame(chunk, self.position))
+
+    def _cut(self, choice: int) -> tuple[bytes, bytes]:
+        """What stands around the text in every plain piece of a choice: only the text differs."""
+        content: Any = {"content": _MARK} if self._chat else _MARK
+        whole = frame(self._chunk(choice, content, None, None))
+        before, _, behind = whole.rpartition(orjson.dumps(_MARK))
+        self._around[choice] = before, behind
+        return before, behind
 
     def _piece(self, event: Tokens) -> dict[str, Any]:
         if self._chat:

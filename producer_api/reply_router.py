@@ -10,7 +10,7 @@ import logging
 from collections.abc import Sequence
 
 from core.stream import Key, Reader, is_terminal
-from producer_api.streams import Mailbox
+from producer_api.mailbox import Mailbox
 from runtime.clock import BrokerClock
 from runtime.metrics import Metrics
 from schemas.codec import UndecodableRecord, decode_reply

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from core.errors import InferlogError, Refusal
 from core.stream import Key, Reader, Visible
+from producer_api.mailbox import Mailbox
 from producer_api.scan_places import Place
 from schemas.codec import UndecodableRecord, decode_reply
 from schemas.ids import parse_request_id
@@ -33,56 +34,6 @@ class ClientGone(InferlogError):
 def result_expired() -> Refusal:
     """410: retention took the answer, or its beginning."""
     return Refusal("result_expired", "This answer, or its beginning, is no longer kept.")
-
-
-class Mailbox:
-    """Events of one request as the tail accepts them."""
-
-    def __init__(self, key: Key, events_max: int, bytes_max: int) -> None:
-        self.key = key
-        self.overflowed = False
-        self._waiter: asyncio.Future[None] | None = None
-        self._events_max = events_max
-        self._bytes_max = bytes_max
-        self._events: list[Visible] = []
-        self._bytes = 0
-
-    def put(self, event: Visible) -> bool:
-        """Takes an event; False once the bound is passed: then the mailbox is of no more use."""
-        if not self.overflowed:
-            self._events.append(event)
-            self._bytes += 64 + (len(event.text) if isinstance(event, Tokens) else 0)
-            if len(self._events) > self._events_max or self._bytes > self._bytes_max:
-                self.overflow()
-        return not self.overflowed
-
-    def overflow(self) -> None:
-        """Gives up: whoever reads goes on from the log."""
-        self.overflowed = True
-        self._events.clear()
-        self.wake()
-
-    def wake(self) -> None:
-        """Called once per batch of the tail, after its puts."""
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    async def wait(self, max_wait_seconds: float) -> None:
-        """Returns when woken, or after the wait. A future and a timer: no task per wait."""
-        loop = asyncio.get_running_loop()
-        waiter = self._waiter = loop.create_future()
-        timer = loop.call_later(max_wait_seconds, self.wake)
-        try:
-            await waiter
-        finally:
-            timer.cancel()
-            self._waiter = None
-
-    def take(self) -> list[Visible]:
-        """All that has arrived."""
-        events, self._events = self._events, []
-        self._bytes = 0
-        return events
 
 
 class Follower:
@@ -170,7 +121,7 @@ class ReplyStream:
         self._consumed = 0  # events read, delivered or not
         self._skip = 0  # events still to be passed over
         self._total_seconds: float | None = None
-        self._started = self._abandoned = False
+        self._started = self._abandoned = self._last_look = False
         self._on_close = on_close
         self._ahead: list[Visible] = []
         self.on_delivered: Callable[[list[Visible]], None] | None = None
@@ -206,17 +157,38 @@ class ReplyStream:
         loop = asyncio.get_running_loop()
         until_s = loop.time() + timeout_seconds
         while not self.ended:
-            if events := self._deliver(await self._fetch(until_s - loop.time())):
+            self._check_client()  # it may have left while what came before was being sent
+            events = self._deliver(await self._fetch(until_s - loop.time()))
+            self._check_client()
+            if events:
                 return events
-            if self._abandoned:
-                raise ClientGone("the client closed its connection")
             if self._shutdown.is_set():
                 raise ShuttingDown("this replica is shutting down")
-            if self._is_expired(self.request_id, self._total_seconds):
+            late = self._is_expired(self.request_id, self._total_seconds)
+            if late and await self._is_read_out():
                 return [self._expired()]
             if loop.time() >= until_s:
                 return []
         return []
+
+    async def _is_read_out(self) -> bool:
+        """Whether the log holds no terminal up to an end that was taken after the deadline.
+
+        What was read before may lag behind the log, and a broker that was away shows nothing new.
+        """
+        if self._last_look:
+            return self._follower is not None and self._follower.at_end
+        self._last_look = True
+        if self._mailbox is not None:
+            self._mailbox.overflow()
+        if self._follower is not None:
+            await self._follower.close()
+            self._follower = None
+        return False
+
+    def _check_client(self) -> None:
+        if self._abandoned:
+            raise ClientGone("the client closed its connection")
 
     async def _fetch(self, wait_seconds: float) -> list[Visible]:
         if self._ahead:
@@ -292,6 +264,8 @@ class ReplyStream:
 
     async def close(self) -> None:
         """Lets go of mailbox and follower. Idempotent."""
+        if self._mailbox is not None:
+            self._mailbox.close()
         if self._on_close is not None:
             self._on_close()
             self._on_close = None

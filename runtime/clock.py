@@ -42,13 +42,16 @@ class BrokerClock:
 
     A record was appended between its sending and its ack, so the narrowest such span says best how
     far the broker's clock is from ours. Before the first observation our own clock stands in.
+
+    `skew_seconds`: how far two clocks may differ. An ack that took longer than that says less than
+    our own clock, and must not move ids to where readers do not look for them.
     """
 
-    def __init__(self, clock: Clock | None = None) -> None:
+    def __init__(self, clock: Clock | None = None, skew_seconds: float = float("inf")) -> None:
         self._clock = clock or SystemClock()
         self._offset_ms = 0.0
-        self._error_ms = float("inf")
-        self._observed_s = 0.0
+        self._error_ms = skew_seconds * 1000
+        self._observed_s = self._clock.monotonic_s()
 
     def wall_ms(self) -> int:
         """Our own clock, for `sent_wall_ms` and `acked_wall_ms`."""

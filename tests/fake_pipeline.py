@@ -1,6 +1,7 @@
 """A pipeline without a log: it keeps what was submitted, and answers with events from a list."""
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -11,6 +12,7 @@ from core.limits import DEFAULT_LIMITS, Limits
 from core.stream import Visible, is_terminal
 from producer_api.app import make_app
 from producer_api.auth import ApiKeys
+from producer_api.streams import ClientGone
 from producer_api.submission import Draft, IdempotencyKey, Snapshot, Submission
 from producer_api.worker_directory import ModelEntry
 from runtime.metrics import Metrics
@@ -35,14 +37,26 @@ class FakeStream:
         self._seen = 0
         self._batches = [list(batch) for batch in batches]
         self._gone = False
+        self._woken = asyncio.Event()
+
+    def add(self, batch: Sequence[Visible]) -> None:
+        """More of the answer, while somebody may be waiting."""
+        self._batches.append(list(batch))
+        self._woken.set()
 
     def abandon(self) -> None:
         self._gone = True
+        self._woken.set()
 
     async def next(self, timeout_seconds: float) -> list[Visible]:
         await asyncio.sleep(0)
         if not self._batches:
-            await asyncio.sleep(timeout_seconds)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._woken.wait(), timeout_seconds)
+            self._woken.clear()
+        if self._gone:
+            raise ClientGone("the client closed its connection")
+        if not self._batches:
             return []
         fresh: list[Visible] = []
         for event in self._batches.pop(0):
@@ -98,6 +112,7 @@ class FakePipeline:
     batches: list[list[Visible]] = field(default_factory=list)
     submitted: list[Draft] = field(default_factory=list)
     keys: list[IdempotencyKey | None] = field(default_factory=list)
+    streams: list[FakeStream] = field(default_factory=list)
     cancelled: list[tuple[str, str]] = field(default_factory=list)
     unready: str | None = None
     refusal: Refusal | None = None
@@ -130,6 +145,7 @@ class FakePipeline:
         self.submitted.append(draft)
         self.keys.append(idempotency)
         stream = FakeStream([[self.accepted()], *self.batches])
+        self.streams.append(stream)
         return Submission(REQUEST_ID, "new", stream)  # type: ignore[arg-type]
 
     def _check(self, tenant: str, request_id: str) -> None:

@@ -35,8 +35,8 @@ class Owned:
     """A request partition that this worker owns under `epoch`.
 
     Offsets below `suspect_end` may have been spoken for by older owners: `folds` (one per reply
-    partition) say what is visible of them; `found` where their first events lie. Nothing may be said
-    on a reply partition from `reply_partitions` on: no fence of this epoch lies there. `moved`: the
+    partition) say what is visible of them; `found` where their first events lie, up to the offset
+    `last_started`. Nothing may be said on a reply partition from `reply_partitions` on: no fence of this epoch lies there. `moved`: the
     committed offset was not on the log.
     """
 
@@ -46,8 +46,14 @@ class Owned:
     suspect_end: int = 0
     folds: Mapping[int, Fold] = field(default_factory=dict)
     found: dict[int, tuple[int, int]] = field(default_factory=dict)
+    last_started: int = -1
     reply_partitions: int = 0
     moved: bool = False
+
+    @property
+    def started_ahead(self) -> bool:
+        """Whether a request that an older owner had begun is still to be picked up."""
+        return self.tracker.next <= self.last_started
 
     def verdict(
         self,
@@ -231,6 +237,8 @@ class Ownership:
                 it = by_name[name]
                 if it.tracker.next <= offset < it.suspect_end:
                     it.found[offset] = (index, position)
+        for it in by_name.values():
+            it.last_started = max(it.found, default=-1)
 
     async def _check_all(self, qs: set[Partition], epoch: int, ends: tuple[int, ...]) -> None:
         """Of these somebody committed, but `fences` knew no owner: it forgot them, or was recreated.

@@ -66,7 +66,7 @@ class InferenceService:
             self._on_engine_lost,
             self._on_engine_back,
         )
-        self._clock = BrokerClock()
+        self._clock = BrokerClock(skew_seconds=settings.limits.clock_skew_seconds)
         self._tasks: list[asyncio.Task[None]] = []
         self._stopped = False
         self._announcements: Announcements | None = None

@@ -2,15 +2,16 @@
 
 from typing import Any
 
+import orjson
 from fastapi import APIRouter
 from fastapi import Request as HttpRequest
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from core.errors import Refusal
 from core.stream import Visible, is_terminal
 from producer_api.answers import Answering, status_object
 from producer_api.context import context_of, read_background
-from producer_api.error_responses import error_object, refusal_of
+from producer_api.error_responses import JSON, error_object, refusal_of
 from producer_api.rendering import whole_body
 from producer_api.routes.openai import position_of, request_id_of
 from producer_api.submission import Snapshot
@@ -50,7 +51,7 @@ async def create(http: HttpRequest) -> Response:
     told = status_object(request_id, "queued", incoming.info)
     if submission.outcome != "new":  # the request that holds the key may run, or have ended
         told = _status(request_id, await context.pipeline.status(http.scope["tenant"], request_id))
-    return JSONResponse(told, status_code=202, headers=headers)
+    return Response(orjson.dumps(told), status_code=202, headers=headers, media_type=JSON)
 
 
 @router.get("/v1/requests/{request_id}")

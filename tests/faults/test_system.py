@@ -91,7 +91,7 @@ async def _kill_all_and_restart(folder: Path, order: tuple[str, ...]) -> None:
     try:
         await running
         await clients.close()
-        wrong = violations(clients.history, await view(again.bootstrap))
+        wrong = violations(clients, await view(again.bootstrap))
         assert not wrong, "\n".join(wrong)
         assert any(it.outcome == "ok" and it.resumes for it in clients.history)
     finally:

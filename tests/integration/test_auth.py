@@ -23,7 +23,7 @@ def _inner_app() -> FastAPI:
         DEFAULT_LIMITS,
         Metrics(),
     )
-    app: FastAPI = gate._app
+    app: FastAPI = gate._app._app  # behind the short way in
     return app
 
 

@@ -132,13 +132,10 @@ def test_a_request_can_be_followed_through_the_log(up: Up) -> None:
         "log", "--json", "--data-dir", str(up.folder), f"chatcmpl-{answer['request_id']}"
     )
     entries = json.loads(done.stdout)["entries"]
-    what = [it["what"] for it in entries]
-    # under a key `Accepted` is appended behind the request's ack, while the worker starts it
-    for order in (
-        ["claim", "request", "started", "tokens", "finished"],
-        ["claim", "request", "accepted"],
-    ):
-        assert sorted(order, key=what.index) == order
+    at = [it["what"] for it in entries].index
+    # under a key `Accepted` follows the request's acknowledgement: a worker may have begun by then
+    for order in (["claim", "request", "accepted"], ["request", "started", "tokens", "finished"]):
+        assert sorted(order, key=at) == order
     assert "follow me" not in done.stdout
 
 
@@ -220,6 +217,17 @@ def test_openais_client_tries_again_by_itself_while_a_replica_is_started_anew(up
         answer = client.chat.completions.create(model="scripted", messages=ASK, max_tokens=2)
     assert answer.choices[0].message.content == scripted_answer(ASK[0]["content"], 2)
     until(lambda: "api-0 was ended by SIGKILL" in up.said(), 10, "the crash was not told")
+
+
+@pytest.mark.parametrize("name", ["worker-0", "api-1", "kafka-1"])
+def test_other_commands_are_told_the_present_process_of_what_was_killed(up: Up, name: str) -> None:
+    first = up.pids()[name]
+    os.kill(first, signal.SIGKILL)
+    until(lambda: up.pids().get(name) != first, 10, "the dead process is still told")
+    until(lambda: name in up.pids(), 40, "it was not started again")
+    told = psutil.Process(up.pids()[name])
+    assert told.ppid() == up.process.pid
+    assert told.is_running()
 
 
 def test_while_kafka_is_silent_every_answer_comes_in_time_and_the_replica_is_not_ready(

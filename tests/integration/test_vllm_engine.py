@@ -160,6 +160,15 @@ async def test_a_seed_repeats_and_each_choice_has_its_own(vllm_recorder: EngineR
     assert first.ids(0) != first.ids(1)
 
 
+# half a minute of its compiler's time
+SLOW_SCHEMA: dict[str, Any] = {
+    "type": "array",
+    "items": {"type": "string", "pattern": "([a-z]{1,60}-){1,60}"},
+    "minItems": 500,
+    "maxItems": 5000,
+}
+
+
 async def test_a_schema_is_followed(vllm_recorder: EngineRecorder) -> None:
     schema = {"enum": ["red", "blue"]}
     answer = await vllm_recorder.run(
@@ -183,6 +192,7 @@ async def test_any_json_object_is_one(vllm_recorder: EngineRecorder) -> None:
         {"logit_bias": {"word": 1.0}},
         {"logprobs": 10_000},
         {"response_format": ResponseFormat(type="json_schema", schema={"type": "no such type"})},
+        {"response_format": ResponseFormat(type="json_schema", schema=SLOW_SCHEMA)},
     ],
 )
 async def test_what_vllm_refuses_is_an_invalid_request(

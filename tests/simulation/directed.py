@@ -4,6 +4,7 @@ import random
 from collections.abc import Callable
 from dataclasses import replace
 
+from schemas.requests import COMPLETIONS, Body
 from tests.simulation.cluster import Weather
 from tests.simulation.plan import Trouble, WorldPlan
 
@@ -76,6 +77,20 @@ def half_fenced_is_not_fenced(plan: WorldPlan) -> None:
 
 DIRECTED["nobody_is_late"] = half_fenced_is_not_fenced
 DIRECTED["no_commit_check"] = half_fenced_is_not_fenced
+
+
+@directed
+def poison_parks_its_neighbours(plan: WorldPlan) -> None:
+    """Everybody beside a request that kills engines, on one worker with room for all of them."""
+    plan.poison = "it kills its engine"
+    plan.troubles, plan.batches = [], []
+    plan.workers, plan.slots, plan.request_partitions = 1, 16, 1
+    plan.limits = replace(plan.limits, alone_hold_seconds=1.0, waiting_requests=64)
+    _busy(plan)
+    first, *others = plan.clients
+    body = Body(prompt=f"{plan.seed}: {plan.poison}", max_tokens=2)
+    draft = replace(first.draft, endpoint=COMPLETIONS, body=body, tier=plan.tiers[0])
+    plan.clients = [replace(first, at_s=0.1, draft=draft, key=None, mode="background"), *others]
 
 
 @directed

@@ -23,6 +23,7 @@ from core.offsets import OffsetTracker
 from core.recovery import Fold, Resume
 from core.runs import Logged
 from core.scheduler import Scheduler
+from core.solitude import Solitude
 from core.stream import Reader
 from producer_api.publisher import Publisher
 from producer_api.streams import ReplyStream
@@ -359,6 +360,15 @@ def lost_claims_revive(stack: contextlib.ExitStack) -> None:
         return None if found is None else replace(found, won=True)
 
     old = _put(stack, ClaimBook, "live", live)
+
+
+# --- poison
+
+
+@mutation
+def poison_parks_its_neighbours(stack: contextlib.ExitStack) -> None:
+    """Nobody runs alone before it is parked: whoever was beside a poison three times goes with it."""
+    _put(stack, Solitude, "concerns", lambda _, __: False)
 
 
 # --- what the simulation had found

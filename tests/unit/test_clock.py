@@ -57,3 +57,19 @@ def test_the_system_clock_never_steps_back() -> None:
     clock = SystemClock()
     readings = [clock.wall_ms() for _ in range(100)]
     assert readings == sorted(readings)
+
+
+def test_an_ack_that_says_less_than_our_own_clock_moves_nothing() -> None:
+    hands = Hands()
+    clock = BrokerClock(hands, skew_seconds=0.05)
+    clock.observe(hands.ms - 100, hands.ms - 600, hands.ms)
+    assert clock.offset_ms == 0
+    clock.observe(hands.ms + 10, hands.ms - 20, hands.ms + 20)
+    assert clock.offset_ms == 10
+
+
+def test_a_clock_that_is_further_off_than_clocks_may_be_is_corrected_by_any_ack() -> None:
+    hands = Hands()
+    clock = BrokerClock(hands, skew_seconds=0.05)
+    clock.observe(hands.ms + 60_000, hands.ms - 300, hands.ms + 300)
+    assert clock.offset_ms == 60_000

@@ -3,9 +3,10 @@
 from typing import Any
 
 import orjson
+import pytest
 
 from core.stream import Visible
-from producer_api.rendering import ChunkRenderer, whole_body
+from producer_api.rendering import ChunkRenderer, frame, whole_body
 from schemas.replies import Accepted, TokenLogprob
 from schemas.requests import Endpoint, RequestInfo
 from tests.fake_pipeline import REQUEST_ID, finished, tokens
@@ -158,3 +159,21 @@ def _with_logprobs(logprobs: tuple[TokenLogprob, ...]) -> Visible:
         logprobs=logprobs,
         finish_reason="stop",
     )
+
+
+@pytest.mark.parametrize("endpoint", ["/v1/chat/completions", "/v1/completions"])
+@pytest.mark.parametrize(
+    "text", ["a", '"', "\\", "\n", "\0", "logprobs", '","finish_reason":null', "é€😀", "\u2028"]
+)
+def test_a_piece_is_what_the_encoder_would_make_of_the_whole_chunk(
+    endpoint: Endpoint, text: str
+) -> None:
+    about = RequestInfo(endpoint=endpoint, model='m"\0', tier="standard", n=2)
+    renderer = ChunkRenderer(REQUEST_ID, about, after=1)
+    for choice in (0, 1, 0):
+        data = renderer.render([tokens(1, text=text, choice=choice)])
+        ((_, payload),) = frames(data)
+        piece = payload["choices"][0]
+        assert (piece["delta"]["content"] if "delta" in piece else piece["text"]) == text
+        assert (piece["index"], payload["model"]) == (choice, 'm"\0')
+        assert data == frame(payload, renderer.position)

@@ -7,8 +7,8 @@ import pytest
 import pytest_asyncio
 
 from core.stream import Key, Visible
+from producer_api.mailbox import Mailbox
 from producer_api.reply_router import ReplyRouter
-from producer_api.streams import Mailbox
 from runtime.metrics import Metrics
 from schemas.codec import encode
 from schemas.ids import make_request_id

@@ -18,6 +18,7 @@ from core.work import (
     Dropped,
     EndWork,
     EngineReported,
+    Phase,
     PublishReply,
     StartOnEngine,
     Tick,
@@ -77,6 +78,19 @@ def test_premium_goes_first_and_within_a_tier_the_first_come() -> None:
     commands = core.handle(CapacityChanged(5), 1)
     assert started(commands) == ["premium3", "premium4", "standard2", "free1", "batch0"]
     assert (core.waiting(), core.running) == (0, 5)
+
+
+def test_what_an_earlier_owner_had_begun_goes_before_the_rest_of_its_tier() -> None:
+    core = scheduler()
+    core.handle(Arrived(work("runs")), 0.0)
+    for number, (name, spoken) in enumerate((("new", False), ("cut", True), ("cut too", True))):
+        core.handle(Arrived(work(name, offset=number + 1, spoken=spoken)), 0.0)
+    core.handle(Arrived(work("urgent", tier="premium", offset=9)), 0.0)
+    order = []
+    for _ in range(4):
+        (running,) = [it for it in core.works() if it.phase is Phase.RUNNING]
+        order += started(core.handle(finish(running), 1.0))
+    assert order == ["urgent", "cut", "cut too", "new"]
 
 
 def test_no_more_run_than_there_are_slots() -> None:

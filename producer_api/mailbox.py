@@ -1,0 +1,94 @@
+"""The bounded buffer between the tail of replies and the one who answers a client."""
+
+import asyncio
+
+from core.stream import Key, Visible
+from schemas.replies import Tokens
+
+_EARLY_SECONDS = 0.001
+"""A timer may fire up to the resolution of its clock too early."""
+
+
+def _weight_bytes(event: Visible) -> int:
+    """About what an event holds in memory; log probabilities outweigh the text a hundred times."""
+    if not isinstance(event, Tokens):
+        return 64
+    weight = 64 + len(event.text) + 40 * len(event.token_ids)
+    if event.logprobs is not None:
+        weight += sum(160 * (1 + len(it.top)) for it in event.logprobs)
+    return weight
+
+
+class Mailbox:
+    """Events of one request as the tail accepts them."""
+
+    def __init__(self, key: Key, events_max: int, bytes_max: int) -> None:
+        self.key = key
+        self.overflowed = False
+        self._loop = asyncio.get_running_loop()
+        self._waiter: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._until_s = 0.0
+        self._events_max = events_max
+        self._bytes_max = bytes_max
+        self._events: list[Visible] = []
+        self._bytes = 0
+
+    def put(self, event: Visible) -> bool:
+        """Takes an event; False once the bound is passed: then the mailbox is of no more use."""
+        if not self.overflowed:
+            self._events.append(event)
+            self._bytes += _weight_bytes(event)
+            if len(self._events) > self._events_max or self._bytes > self._bytes_max:
+                self.overflow()
+        return not self.overflowed
+
+    def overflow(self) -> None:
+        """Gives up: whoever reads goes on from the log."""
+        self.overflowed = True
+        self._events.clear()
+        self.wake()
+
+    def wake(self) -> None:
+        """Called once per batch of the tail, after its puts."""
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def wait(self, max_wait_seconds: float) -> None:
+        """Returns when woken, or after the wait. A future: no task per wait, and no timer either."""
+        loop = self._loop
+        self._until_s = loop.time() + max_wait_seconds
+        if self._timer is None or self._timer.when() > self._until_s:
+            self._set_timer()
+        waiter = self._waiter = loop.create_future()
+        try:
+            await waiter
+        finally:
+            self._waiter = None
+
+    def _set_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_at(self._until_s, self._ring)
+
+    def _ring(self) -> None:
+        """The timer outlives the wait it was set for: tokens come quickly, and timers are dear."""
+        self._timer = None
+        if self._waiter is None:
+            return
+        if self._loop.time() < self._until_s - _EARLY_SECONDS:
+            self._set_timer()
+        else:
+            self.wake()
+
+    def close(self) -> None:
+        """Lets go of the timer. Idempotent."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def take(self) -> list[Visible]:
+        """All that has arrived."""
+        events, self._events = self._events, []
+        self._bytes = 0
+        return events
