@@ -110,9 +110,7 @@ async def stack(
     keys.chmod(0o600)
     port = any_free("127.0.0.1", 1)
     limits = replace(DEFAULT_LIMITS, first_byte_seconds=FIRST_BYTE_SECONDS)
-    api = ApiService(
-        ApiSettings(cluster=cluster, port=port, api_keys_file=keys, pool=POOL, limits=limits)
-    )
+    api = ApiService(ApiSettings(cluster=cluster, port=port, api_keys_file=keys, limits=limits))
     await api.start()
     while not worker.owns_all():
         await asyncio.sleep(0.05)
