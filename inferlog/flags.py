@@ -152,6 +152,10 @@ def _epilog(described: list[Setting]) -> str:
     if secrets:
         lines.append("Secrets only as variables, as others can read command lines: ")
         lines[-1] += ", ".join(secrets) + "."
+    lines.append(
+        "Downloads (Kafka, the small model) lie in INFERLOG_CACHE_DIR (default: inferlog in "
+        "$XDG_CACHE_HOME or ~/.cache)."
+    )
     lines.append("Exit codes: 0 done; 1 failed; 2 what was typed cannot work; 130 interrupted.")
     return " ".join(lines)
 

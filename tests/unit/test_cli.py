@@ -41,6 +41,7 @@ def test_help_names_every_flag_with_its_variable_unit_and_default(
     assert result.exit_code == 0
     assert summary in result.output
     said = " ".join(result.output.split())  # in columns, on a narrow terminal too
+    assert "INFERLOG_CACHE_DIR (default: " in said
     for it in describe(settings):
         if it.required or (name == "up" and it.name == "cluster.bootstrap"):
             continue
