@@ -16,7 +16,8 @@ import pytest
 from tests.faults.clients import Clients
 from tests.faults.conftest import Load
 from tests.faults.results import keep_row
-from tests.faults.running_stack import RunningStack, clean_environ
+from tests.faults.running_stack import RunningStack
+from tests.running_up import clean_environ
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(150)]
 

@@ -16,6 +16,7 @@ import pytest
 from inferlog.data_dir import first_key
 from inferlog.local_ports import any_free
 from tests.memory_stack import scripted_answer
+from tests.running_up import clean_environ
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(120)]
 
@@ -37,12 +38,12 @@ class Up:
             *("--data-dir", str(folder), "--port", str(port)),
             *("--metrics-port", str(metrics_port), "--drain-seconds", "0"),
         ]
-        kept = {k: v for k, v in os.environ.items() if not k.startswith("INFERLOG_")}
-        if cache := os.environ.get("INFERLOG_CACHE_DIR"):
-            kept["INFERLOG_CACHE_DIR"] = cache
         with (folder / "up.txt").open("wb") as out:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "inferlog", *words], stdout=out, stderr=out, env=kept
+                [sys.executable, "-m", "inferlog", *words],
+                stdout=out,
+                stderr=out,
+                env=clean_environ(),
             )
 
     def said(self) -> str:

@@ -19,15 +19,9 @@ from openai import AuthenticationError, BadRequestError, NotFoundError, OpenAI
 
 from inferlog.local_ports import any_free
 from tests.memory_stack import scripted_answer
+from tests.running_up import clean_environ
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(120)]
-
-
-def clean_environ() -> dict[str, str]:
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("INFERLOG_")}
-    if cache := os.environ.get("INFERLOG_CACHE_DIR"):
-        kept["INFERLOG_CACHE_DIR"] = cache
-    return kept
 
 
 def inferlog(*words: str) -> subprocess.CompletedProcess[str]:
