@@ -52,7 +52,6 @@ class ChildSpecs:
             extra_port=it.port + 1 + index,
             replica_index=index,
             replica_count=it.api_replicas,
-            pool=it.pool,
             cors_origins=it.cors_origins,
             drain_seconds=API_DRAIN_SECONDS,
             metrics_host=it.metrics_host,
@@ -75,7 +74,6 @@ class ChildSpecs:
             drain_seconds=it.drain_seconds,
             metrics_host=it.metrics_host,
             metrics_port=self._metrics[name],
-            data_dir=self._data_dir.path / name,
             limits=it.limits,
         )
         # Options hold any character, also the one that separates them in a variable.

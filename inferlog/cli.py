@@ -69,8 +69,8 @@ def build(only: str | None = None) -> typer.Typer:
         add_completion=False,
         # A traceback with local variables would show prompts and keys.
         pretty_exceptions_enable=False,
-        # Boxes and colours take a quarter of a second to import: not for the list of commands.
-        rich_markup_mode=None if only == "" else "rich",
+        # see PanelledCommand; and boxes and colours take a quarter of a second to import
+        rich_markup_mode=None,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_before_any)
@@ -81,7 +81,10 @@ def build(only: str | None = None) -> typer.Typer:
         else:
             app.command(name, help=summary)(_nothing)
     topics = typer.Typer(
-        help="Create or check the topics of a cluster.", no_args_is_help=True, add_completion=False
+        help="Create or check the topics of a cluster.",
+        no_args_is_help=True,
+        add_completion=False,
+        rich_markup_mode=None,
     )
     for action, summary in TOPICS:
         run = _action("topics", action)
@@ -96,6 +99,7 @@ def _dead_letters() -> typer.Typer:
         help="Requests that could not be run: look, run again, or drop.",
         no_args_is_help=True,
         add_completion=False,
+        rich_markup_mode=None,
     )
     for name, action, settings, summary in LETTERS:
         add_command(parked, name, settings, _action("dead_letters", action), summary)

@@ -84,7 +84,9 @@ class Metrics:
             "accept_seconds", "From the request's last byte to the acknowledged record", buckets=_MS
         )
         self.claims = self._counter(
-            "claims", "Idempotency keys: won, lost, replayed, attached, conflict, ...", "outcome"
+            "claims",
+            "Idempotency keys: won, lost, replayed, attached, conflict, in_progress, taken_over, gone, out_of_view",
+            "outcome",
         )
         self.claims_live = self._gauge("claims_live", "Claims whose life still runs")
         self.open_streams = self._gauge(
@@ -104,7 +106,7 @@ class Metrics:
             "replies_behind_records", "Reply records not yet read, over all home partitions"
         )
         self.cancels = self._counter(
-            "cancels", "Requests cancelled: by disconnect, request or log", "source"
+            "cancels", "Requests cancelled: client (asked for), disconnect (it left)", "source"
         )
 
     def _declare_worker(self) -> None:

@@ -105,14 +105,23 @@ def differences(
             )
         if state.replication < spec.replication:
             found.append(f"{spec.name}: replication {state.replication}, wants {spec.replication}")
-        for name in ("cleanup.policy", "message.timestamp.type"):
-            have = state.configs.get(name)
-            if have != spec.configs[name]:
-                found.append(f"{spec.name}: {name} is {have}, must be {spec.configs[name]}")
-        need_ms = int(spec.configs.get("retention.ms", "0"))
-        have_ms = int(state.configs.get("retention.ms", "-1"))
-        if need_ms and 0 <= have_ms < need_ms:
-            found.append(f"{spec.name}: keeps {have_ms} ms, must keep {need_ms} ms or more")
+        found += _wrong_configs(spec, state)
     if settings.request_retention_ms < settings.longest_deadline_ms + _DAY_MS:
         found.append("requests: retention must cover the longest deadline and one day more")
+    return found
+
+
+def _wrong_configs(spec: TopicSpec, state: TopicState) -> list[str]:
+    found: list[str] = []
+    for name in ("cleanup.policy", "message.timestamp.type"):
+        have = state.configs.get(name)
+        if have != spec.configs[name]:
+            found.append(f"{spec.name}: {name} is {have}, must be {spec.configs[name]}")
+    copies, need = (int(it.configs.get("min.insync.replicas", "1")) for it in (state, spec))
+    if copies < need:
+        found.append(f"{spec.name}: acknowledges with {copies} copies in sync, must have {need}")
+    need_ms = int(spec.configs.get("retention.ms", "0"))
+    have_ms = int(state.configs.get("retention.ms", "-1"))
+    if need_ms and 0 <= have_ms < need_ms:
+        found.append(f"{spec.name}: keeps {have_ms} ms, must keep {need_ms} ms or more")
     return found

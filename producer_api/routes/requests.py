@@ -48,8 +48,10 @@ async def create(http: HttpRequest) -> Response:
     headers = {"X-Request-Id": request_id, "Location": f"/v1/requests/{request_id}"}
     if submission.outcome == "replayed":
         headers["Idempotent-Replayed"] = "true"
-    body = orjson.dumps(status_object(request_id, "queued", incoming.info))
-    return Response(body, status_code=202, headers=headers, media_type=JSON)
+    told = status_object(request_id, "queued", incoming.info)
+    if submission.outcome != "new":  # the request that holds the key may run, or have ended
+        told = _status(request_id, await context.pipeline.status(http.scope["tenant"], request_id))
+    return Response(orjson.dumps(told), status_code=202, headers=headers, media_type=JSON)
 
 
 @router.get("/v1/requests/{request_id}")

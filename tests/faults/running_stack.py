@@ -15,17 +15,10 @@ import psutil
 
 from inferlog.data_dir import first_key
 from inferlog.local_ports import any_free
+from tests.running_up import clean_environ
 
 UP_SECONDS = 90.0
 END_SECONDS = 60.0
-
-
-def clean_environ() -> dict[str, str]:
-    """The environment without settings of ours, but for the cache of downloads."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("INFERLOG_")}
-    if cache := os.environ.get("INFERLOG_CACHE_DIR"):
-        kept["INFERLOG_CACHE_DIR"] = cache
-    return kept
 
 
 def until(true: Callable[[], bool], seconds: float, what: str) -> None:

@@ -19,8 +19,9 @@ from schemas.requests import COMPLETIONS, Body, Request
 from tests.faults.attempts import wall_ms
 from tests.faults.conftest import Load
 from tests.faults.operation import POISON, scripted_answer
-from tests.faults.running_stack import RunningStack, clean_environ
+from tests.faults.running_stack import RunningStack
 from tests.faults.verdict import LogView, view
+from tests.running_up import clean_environ
 from topics.catalogue import request_topic
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(200)]

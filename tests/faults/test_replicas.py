@@ -45,8 +45,10 @@ async def test_a_replica_dies_and_its_readers_go_on_elsewhere(
 ) -> None:
     """Row 4: streams are resumed on the other replica, from the position that was seen."""
     # enough of them, and long enough, that some are open whenever it dies
-    async with load(stack, 201, kinds=("stream", "keyed"), max_tokens=(60, 90)) as clients:
-        await asyncio.sleep(3.0)
+    async with load(
+        stack, 201, per_second=40.0, kinds=("stream", "keyed"), max_tokens=(60, 90)
+    ) as clients:
+        await asyncio.sleep(2.5)
         stack.signal("api-0", signal.SIGKILL)
     assert any(it.resumes for it in clients.history if it.kind == "stream")
 
@@ -79,7 +81,7 @@ async def test_200_open_streams_outlive_their_replica(stack: RunningStack, load:
 
 async def test_a_key_finds_what_a_dead_replica_had_begun(stack: RunningStack, load: Load) -> None:
     """Row 5: the replica dies between the ack and its answer; a retry runs nothing a second time."""
-    async with load(stack, 203, kinds=("keyed",), ok_share=1.0):
+    async with load(stack, 203, per_second=30.0, kinds=("keyed",), ok_share=1.0):
         for number in range(3):
             await asyncio.sleep(2.0)
             stack.signal(f"api-{number % 2}", signal.SIGKILL)
@@ -218,7 +220,8 @@ async def test_leaving_at_any_token_and_cancelling_frees_the_slot(
     stack: RunningStack, load: Load
 ) -> None:
     """Row 15: disconnects and cancels at random tokens; what had ended stays as it ended."""
-    async with load(stack, 205, requests=150, kinds=("closed", "cancelled"), ok_share=1.0):
+    kinds = ("closed", "cancelled")
+    async with load(stack, 205, requests=150, per_second=40.0, kinds=kinds, ok_share=1.0):
         pass
     await until_idle(stack)
     clients = Clients(stack.replicas, stack.key, seed=206)

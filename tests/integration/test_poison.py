@@ -29,7 +29,7 @@ async def up(
 ) -> AsyncIterator[RunningUp]:
     options = (
         "tokens_per_second=20",
-        "ttft_ms=200",
+        "ttft_ms=100",
         f"fail=kill_on:{KILLS}",
         f"fail=die_on:{CRASHES}",
     )

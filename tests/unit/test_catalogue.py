@@ -128,7 +128,14 @@ def test_a_wrong_configuration_is_said(topic: str, config: str, value: str, sent
 def test_less_replication_is_said() -> None:
     wanted = catalogue("default", replace(SETTINGS, replication=3, min_insync=2))
     found = differences(wanted, as_wanted(), SETTINGS)
-    assert found == [f"{it.name}: replication 1, wants 3" for it in wanted]
+    assert found == [
+        sentence
+        for it in wanted
+        for sentence in (
+            f"{it.name}: replication 1, wants 3",
+            f"{it.name}: acknowledges with 1 copies in sync, must have 2",
+        )
+    ]
     assert {it.configs["min.insync.replicas"] for it in wanted} == {"2"}
 
 
