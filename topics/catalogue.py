@@ -15,6 +15,10 @@ DEAD_LETTERS = "dead-letters"
 TENANTS = "tenants"
 WORKERS = "workers"
 
+COMPRESSION = "uncompressed"
+"""The broker unpacks what producers compress. Our client reads gzip alone, and one batch that it cannot
+read would hold its partition up for ever; and nobody knows how large a packed batch will be."""
+
 _HOUR_MS = 3_600_000
 _DAY_MS = 24 * _HOUR_MS
 
@@ -51,6 +55,7 @@ def catalogue(pool: str, settings: TopicSettings) -> list[TopicSpec]:
             # without it a quiet topic keeps its one segment, and "1 h" means days
             "segment.ms": str(retention_ms // 6),
             "message.timestamp.type": "LogAppendTime",
+            "compression.type": COMPRESSION,
             "max.message.bytes": str(3 * 1024 * 1024),
             "min.insync.replicas": str(it.min_insync),
         }
@@ -60,6 +65,7 @@ def catalogue(pool: str, settings: TopicSettings) -> list[TopicSpec]:
         configs = {
             "cleanup.policy": "compact",
             "message.timestamp.type": "LogAppendTime",
+            "compression.type": COMPRESSION,
             "min.insync.replicas": str(it.min_insync),
             "segment.ms": str(10 * 60 * 1000),
             "max.compaction.lag.ms": str(_HOUR_MS),
@@ -113,7 +119,7 @@ def differences(
 
 def _wrong_configs(spec: TopicSpec, state: TopicState) -> list[str]:
     found: list[str] = []
-    for name in ("cleanup.policy", "message.timestamp.type"):
+    for name in ("cleanup.policy", "message.timestamp.type", "compression.type"):
         have = state.configs.get(name)
         if have != spec.configs[name]:
             found.append(f"{spec.name}: {name} is {have}, must be {spec.configs[name]}")

@@ -278,13 +278,19 @@ async def unchanged_commit(
     return {q: committed.get(q) or Committed(starts[q], "") for q in wanted}
 
 
-async def append_time_ms(log: Log, q: Partition, offset: int) -> int:
-    """The append time of the first record at or behind `offset`. Raises LogError."""
+async def oldest_append_ms(log: Log, owned: Owned) -> int | None:
+    """The append time of the first suspect. Raises LogError.
+
+    None if no suspect is there: what a transaction leaves behind has an offset and is no record.
+    """
+    q, offset, end = owned.q, owned.tracker.next, owned.suspect_end
     tail = await log.tail({q: offset})
     try:
         for _ in range(20):
             for record in await tail.read(max_wait_seconds=0.5, max_records=1):
                 return record.time_ms
+            if tail.position(q) >= end:
+                return None
     finally:
         await tail.close()
     raise LogError(f"{q}: the record at {offset} could not be read")

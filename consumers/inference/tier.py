@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from consumers.inference.commits import SILENT_SHARE, Commits
 from consumers.inference.hosting import Host
 from consumers.inference.identity import request_group
-from consumers.inference.ownership import Owned, Ownership, append_time_ms
+from consumers.inference.ownership import Owned, Ownership, oldest_append_ms
 from consumers.inference.replies import ReplyWriter
 from consumers.inference.started_first import StartedFirst
 from schemas.codec import UndecodableRecord
@@ -182,10 +182,11 @@ class TierConsumer:
     async def _acquire(self, qs: frozenset[Partition]) -> None:
         failures_count = self._writer.failures_count
         acquired = await self.ownership.acquire(qs)
-        for q, owned in acquired.items():
+        for owned in acquired.values():
             if owned.tracker.next < owned.suspect_end:
-                oldest_ms = await append_time_ms(self._log, q, owned.tracker.next)
-                await self._host.cover_cancels(oldest_ms - self._skew_ms)
+                oldest_ms = await oldest_append_ms(self._log, owned)
+                if oldest_ms is not None:  # else there are no records, only marks of transactions
+                    await self._host.cover_cancels(oldest_ms - self._skew_ms)
         if self._writer.failures_count != failures_count:
             # another tier's publish: what is not owned yet is not told, and would not be heard
             raise LogError("a publish failed while the partitions were taken over")
@@ -269,6 +270,8 @@ class TierConsumer:
         """Another owner's A on what we believe to own: drop it at once, ask the group afterwards."""
         while True:
             await asyncio.sleep(0.25)
+            if (owning := self._owning) is not None and owning.done() and not owning.cancelled():
+                owning.result()  # a fault of ours: unseen, this worker would own nothing for ever
             fences = self.fence_tail.fences
             lost = {q for q, it in self.owned.items() if fences.highest(str(q)) > it.epoch}
             if lost:

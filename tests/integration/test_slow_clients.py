@@ -284,3 +284,67 @@ async def test_a_head_in_two_pieces_is_one(held: int) -> None:
     async with serving() as at:
         answer = await exchange(at.port, head[:30], head[30:] + b"\r\n", pause_seconds=0.1)
     assert answer.startswith(b"HTTP/1.1 200 ")
+
+
+CHUNKED = (
+    f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n"
+    "Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+).encode()
+BODY = b'{"model": "%s", "prompt": "Hello"}' % MODEL.encode()
+IN_ONE_CHUNK = b"%x\r\n%s\r\n" % (len(BODY), BODY)
+
+
+@pytest.mark.parametrize("key", [KEY, "key-of-nobody"])
+async def test_a_trailer_without_end_is_cut_off_before_it_has_filled_memory(key: str) -> None:
+    """The parser keeps all of it, and copies it for each piece: one client would stop a replica."""
+    head = CHUNKED.replace(KEY.encode(), key.encode()) + b"0\r\nX-Long: "
+    async with serving() as at:
+        await exchange(at.port, LIVE.replace(b"Host: x", b"Connection: close"))
+        tracemalloc.start()
+        try:
+            with contextlib.suppress(ConnectionResetError):
+                await exchange(at.port, head, *[b"x" * 65536] * 64)
+            _, peak_bytes = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert peak_bytes < 2_000_000
+
+
+async def test_a_trailer_is_no_header() -> None:
+    """Else it could bring the key, or whatever a proxy in front had taken out of the head."""
+    keyless = CHUNKED.replace(f"Authorization: Bearer {KEY}\r\n".encode(), b"")
+    trailer = b"0\r\nAuthorization: Bearer %s\r\n\r\n" % KEY.encode()
+    async with serving() as at:
+        answer = await exchange(at.port, keyless + IN_ONE_CHUNK + trailer)
+    assert answer.startswith(b"HTTP/1.1 401")
+
+
+@pytest.mark.parametrize("pieces", [1, 2, 3])
+@pytest.mark.parametrize("framing", ["content-length", "chunked"])
+async def test_a_client_that_offers_http_2_is_answered_in_http_1(pieces: int, framing: str) -> None:
+    """As Java's and curl's do, with the body in the same breath or behind it."""
+    offer = "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n"
+    head = CHUNKED.replace(b"Host: x\r\n", b"Host: x\r\n" + offer.encode())
+    body = IN_ONE_CHUNK + b"0\r\n\r\n"
+    if framing == "content-length":
+        length = b"Content-Length: %d" % len(BODY)
+        head, body = head.replace(b"Transfer-Encoding: chunked", length), BODY
+    cut = {1: [head + body], 2: [head, body], 3: [head[:50], head[50:] + body[:9], body[9:]]}
+    answering = FakePipeline([[tokens(1, text="Hi", end=True), finished(1)]])
+    async with serving(answering) as at:
+        answer = await exchange(at.port, *cut[pieces], pause_seconds=0.1)
+    assert answer.count(b"HTTP/1.1 ") == 1
+    assert answer.startswith(b"HTTP/1.1 200")
+
+
+async def test_the_body_of_an_upgrade_is_not_the_next_request() -> None:
+    """A proxy that hands both on would give its answer to somebody else."""
+    hidden = (
+        b"GET /v1/models HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\n\r\n" % KEY.encode()
+    )
+    head = CHUNKED.replace(b"Transfer-Encoding: chunked", b"Content-Length: %d" % len(hidden))
+    head = head.replace(b"Host: x\r\n", b"Host: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n")
+    async with serving() as at:
+        answer = await exchange(at.port, head, hidden, pause_seconds=0.1)
+    assert answer.count(b"HTTP/1.1 ") == 1
+    assert answer.startswith(b"HTTP/1.1 400")

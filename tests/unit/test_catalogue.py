@@ -48,6 +48,11 @@ def test_append_times_are_the_brokers_everywhere() -> None:
     assert types == {"LogAppendTime"}
 
 
+def test_the_broker_unpacks_what_is_compressed() -> None:
+    """Our client reads no lz4, snappy or zstd: one such record would hold its partition up for ever."""
+    assert {spec.configs["compression.type"] for spec in WANTED} == {"uncompressed"}
+
+
 def test_only_what_is_keyed_by_an_id_is_compacted() -> None:
     compacted = {it.name for it in WANTED if it.configs["cleanup.policy"] == "compact"}
     assert compacted == {"tenants", "workers"}
@@ -117,6 +122,12 @@ def test_the_partitions_of_claims_never_change(partitions: int) -> None:
             "message.timestamp.type",
             "CreateTime",
             "replies: message.timestamp.type is CreateTime, must be LogAppendTime",
+        ),
+        (
+            REPLIES,
+            "compression.type",
+            "producer",
+            "replies: compression.type is producer, must be uncompressed",
         ),
         (REPLIES, "retention.ms", "60000", "replies: keeps 60000 ms, must keep 3600000 ms or more"),
     ],
