@@ -228,6 +228,7 @@ async def _live(command: DemoCommand, stack: Stack, reports: Reports) -> int:
 
     async def end_when_shown() -> None:
         await demo.finish.wait()
+        reports("ending everything that was started")
         life.stop()
 
     ending = asyncio.create_task(end_when_shown())
