@@ -114,15 +114,15 @@ class Demo:
     async def _await_second(
         self, second: "asyncio.Task[float]", began_s: float, summary: Summary
     ) -> None:
-        if not second.done():
-            async with waiting("the second worker is starting"):
-                await asyncio.wait({second})
-        beside_s = min(second.result() - began_s, summary.seconds)
+        beside_s = second.result() - began_s if second.done() else summary.seconds
         print(
-            f"(For {beside_s:.0f} of these {summary.seconds:.0f} s the second worker was starting "
-            "on the same cores.)",
+            f"(For {min(beside_s, summary.seconds):.0f} of these {summary.seconds:.0f} s the second "
+            "worker was starting on the same cores.)",
             flush=True,
         )
+        if not second.done():
+            async with waiting("the second worker is starting"):
+                await second
 
     async def _kill_the_speaker(self, target: Target) -> Takeover:
         alone = self._stack.command.workers == 1
@@ -228,6 +228,7 @@ async def _live(command: DemoCommand, stack: Stack, reports: Reports) -> int:
 
     async def end_when_shown() -> None:
         await demo.finish.wait()
+        reports("ending everything that was started")
         life.stop()
 
     ending = asyncio.create_task(end_when_shown())

@@ -8,11 +8,10 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import httpx
-
 from consumers.inference.identity import request_group
 from consumers.inference.settings import WorkerSettings
 from inferlog.broker import SupervisedCluster, make_cluster
+from inferlog.child_health import is_starting, until_ready
 from inferlog.child_specs import API_DRAIN_SECONDS, STOP_MARGIN_SECONDS, ChildSpecs
 from inferlog.data_dir import DataDir, UpState
 from inferlog.departures import Departures
@@ -26,7 +25,6 @@ from schemas.requests import TIERS
 from topics.ports import Log
 from topics.settings import ClusterSettings
 
-READY_POLL_SECONDS = 0.1
 _WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104  (what to call, not to bind)
 
 
@@ -176,12 +174,23 @@ class Stack:
             await log.close()
 
     async def drain(self) -> None:
-        """Replicas first, so that nothing new comes; then workers, whose last words need Kafka."""
+        """Replicas first, so that nothing new comes; then workers, whose last words need Kafka.
+
+        A worker that is being started again has nothing to say yet, and may not hear for half a
+        minute that it should end: it is killed.
+        """
         if self._supervisor is None:
             return
         names = list(self._supervisor.children)
         await self._supervisor.stop([name for name in names if name.startswith("api-")])
-        await self._supervisor.stop([name for name in names if name.startswith("worker-")])
+        workers = [name for name in names if name.startswith("worker-")]
+        starting = await asyncio.gather(*(is_starting(self._health_url(name)) for name in workers))
+        begun = dict(zip(workers, starting, strict=True))
+        children = self._supervisor.children
+        await asyncio.gather(
+            self._supervisor.stop([name for name in workers if not begun[name]]),
+            *(children[name].kill() for name in workers if begun[name]),
+        )
 
     async def stop(self) -> None:
         """Ends everything that was started, by force where it was not ended before."""
@@ -249,18 +258,13 @@ class Stack:
 
     async def _until_ready(self, name: str) -> None:
         assert self._supervisor is not None
-        host = _WILDCARDS.get(self.command.metrics_host, self.command.metrics_host)
-        url = f"http://{host}:{self.metrics[name]}/health"
-        async with httpx.AsyncClient(timeout=2.0, trust_env=False) as client:
-            while True:
-                try:
-                    if (await client.get(url)).status_code == 200:
-                        break
-                except (httpx.HTTPError, AttributeError):
-                    pass  # AttributeError: anyio, of a connection reset as soon as it was made
-                await asyncio.sleep(READY_POLL_SECONDS)
+        await until_ready(self._health_url(name))
         self._supervisor.children[name].was_ready = True
         self._report(f"{name} is ready")
+
+    def _health_url(self, name: str) -> str:
+        host = _WILDCARDS.get(self.command.metrics_host, self.command.metrics_host)
+        return f"http://{host}:{self.metrics[name]}/health"
 
     def write_state(self) -> None:
         """Tells other commands where everything is."""
