@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from schemas.ids import parse_request_id
 from schemas.replies import Cancelled, Expired, Failed, Finished
 from schemas.requests import Body, Request
 from tests.checker.history import Stored
@@ -62,7 +63,8 @@ def _cut(
     """An end before the end: nothing here fails by itself, so somebody must have asked for it."""
     said = answer.terminal
     if isinstance(said, Failed):
-        if said.error.code != "interrupted" or not _may_be_interrupted(request.body):
+        interrupted = said.error.code == "interrupted" and _may_be_interrupted(request.body)
+        if not interrupted and not _may_be_out_of_view(answer, said, read):
             yield f"{key[1]} failed with {said.error.code}, though nothing was wrong"
     elif isinstance(said, Cancelled) and key not in read.cancels:
         yield f"{key[1]} is cancelled, and nobody asked for it"
@@ -71,6 +73,14 @@ def _cut(
         budgets = request.deadlines
         if age_s < min(budgets.start_seconds, budgets.first_token_seconds) - EARLY_S:
             yield f"{key[1]} expired after {age_s} s"
+
+
+def _may_be_out_of_view(answer: Answer, said: Failed, read: TopicsRead) -> bool:
+    """A record that may be a second copy is refused where the log no longer reaches back to its id."""
+    if said.error.code != "result_expired" or answer.starts or answer.terminal_at is None:
+        return False
+    partition = parse_request_id(said.id).reply_partition
+    return read.start_of(partition, answer.terminal_at.time_ms) > 0
 
 
 def _may_be_interrupted(body: Body) -> bool:

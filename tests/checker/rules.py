@@ -10,7 +10,7 @@ from core.errors import ERRORS
 from core.offsets import decode_positions
 from schemas.replies import Cancelled, Expired, Failed, Finished
 from tests.checker.answers import check_answers
-from tests.checker.history import History
+from tests.checker.history import Commit, History
 from tests.checker.plain_reader import Answer, Key
 from tests.checker.topics_read import TopicsRead, read_topics
 from tests.checker.views import check_views
@@ -110,7 +110,7 @@ def _commits_hold(history: History, read: TopicsRead) -> Iterator[str]:
             if text := _not_done(read, (commit.q, offset), commit.serial):
                 yield f"{commit.q}: {commit.offset} was committed, and at {offset} {text}"
         highest[commit.q] = max(before, commit.offset)
-        yield from _marks_hold(read, commit.q, commit.offset, commit.metadata)
+        yield from _marks_hold(read, commit)
 
 
 def _not_done(read: TopicsRead, origin: tuple[str, int], serial: int) -> str | None:
@@ -127,14 +127,17 @@ def _not_done(read: TopicsRead, origin: tuple[str, int], serial: int) -> str | N
     return None
 
 
-def _marks_hold(read: TopicsRead, q: str, low: int, metadata: str) -> Iterator[str]:
-    """The positions of a commit lie at or before the first event of every offset at or beyond it."""
-    marks = decode_positions(metadata)
+def _marks_hold(read: TopicsRead, commit: Commit) -> Iterator[str]:
+    """The positions of a commit lie at or before the first event of every offset at or beyond it.
+
+    Where retention took that event nobody can find it: they lie at or before what is left.
+    """
+    q, low, marks = commit.q, commit.offset, decode_positions(commit.metadata)
     if marks is None:
         return
     for (name, offset), (partition, at) in read.replies.first.items():
         counts = name == q and offset >= low and partition < len(marks)
-        if counts and at.position < marks[partition]:
+        if counts and read.start_of(partition, commit.time_ms) <= at.position < marks[partition]:
             yield (
                 f"{q}: a commit of {low} says {marks[partition]} for replies/{partition}, and "
                 f"offset {offset} was spoken for at {at.position}"

@@ -4,15 +4,27 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+from msgspec import structs
 
 from schemas.codec import encode
 from schemas.fences import Acquired
 from schemas.ids import make_request_id
 from schemas.operations import Claim, Control, Usage
-from schemas.replies import Accepted, AnyEvent, Events, Fence, Finished, Started, Tokens, TokenUsage
+from schemas.replies import (
+    Accepted,
+    AnyEvent,
+    ErrorInfo,
+    Events,
+    Failed,
+    Fence,
+    Finished,
+    Started,
+    Tokens,
+    TokenUsage,
+)
 from schemas.requests import COMPLETIONS, Body, Request
 from schemas.wire import Wire
-from tests.checker.history import Action, Attempt, Commit, History, Seen, SeenTokens, Stored
+from tests.checker.history import Action, Attempt, Commit, History, Seen, SeenTokens, Stored, Trim
 from tests.checker.rules import check
 from tests.checker.scripted_answer import expected_answer
 from topics.ports import Record
@@ -248,6 +260,27 @@ def test_a_spoiled_history_is_told(rule: str, spoil: Callable[[Log], None]) -> N
     log = good()
     spoil(log)
     assert rule in {it.rule for it in check(log.history)}
+
+
+def test_positions_need_not_cover_what_retention_had_taken() -> None:
+    for start, excused in ((2, False), (3, True)):
+        log = good()
+        mark_too_far(log)
+        log.history.trims.append(Trim(NOW_MS, 0, start))
+        assert ("I4" not in {it.rule for it in check(log.history)}) is excused
+
+
+def test_a_late_copy_is_refused_only_where_the_log_was_cut() -> None:
+    for trims, excused in (([], False), ([Trim(NOW_MS, 0, 1)], True)):
+        log = Log()
+        log.put("fences", Acquired(qs=(Q,), incarnation="a", ends=(0,)))
+        log.put("replies", Fence(epoch=0, qs=(Q,)))
+        log.put("requests.default.standard", REQUEST)
+        error = ErrorInfo(code="result_expired", message="")
+        log.say(Failed(**SAID, epoch=0, counts=(), error=error))  # type: ignore[arg-type]
+        log.put("usage", structs.replace(BILL, epoch=0, outcome="failed", completion_tokens=0))
+        log.history.trims += trims
+        assert (check(log.history) == []) is excused
 
 
 def test_work_on_what_was_cancelled_before_is_told() -> None:
