@@ -182,7 +182,10 @@ class Scheduler:
         work = self._runs.get(report.run_id)
         if work is None:
             return  # aborted meanwhile
-        if isinstance(report, Output):
+        if now_s >= work.end_by_s:
+            # a process that slept hears the engine before any tick
+            self._end_expired(work, "total", commands)
+        elif isinstance(report, Output):
             if work is self._solitude.alone:
                 work.try_output(report)
             commands.append(PublishReply(work, work.tokens(report, now_s)))
@@ -247,16 +250,17 @@ class Scheduler:
     def _end_expired(self, work: Work, deadline: Deadline, commands: list[Command]) -> None:
         self._end(work, Expired(**work.terminal_fields(), deadline=deadline), commands)
 
-    def fail(self, work: Work, error: ErrorInfo) -> list[Command]:
+    def fail(self, work: Work, error: ErrorInfo, now_s: float) -> list[Command]:
         """Ends one request with an error found outside (bad body, unresumable, too large)."""
         commands: list[Command] = []
-        if work.phase is not Phase.ENDED:
+        if work.phase is not Phase.ENDED and now_s >= work.end_by_s:
+            self._end_expired(work, "total", commands)  # its client may have been told already
+        elif work.phase is not Phase.ENDED:
             self._end_failed(work, error, commands)
         return commands
 
     def _cancel(self, key: Key, now_s: float, commands: list[Command]) -> None:
-        found = [work for (_, known), work in self._known.items() if known == key]
-        for work in found:
+        for work in [work for (_, known), work in self._known.items() if known == key]:
             if now_s >= work.end_by_s:
                 self._end_expired(work, "total", commands)
             else:
@@ -274,12 +278,7 @@ class Scheduler:
                 self._end_expired(work, "total", commands)
             elif work.phase is Phase.WAITING and not work.spoken and now_s >= work.start_by_s:
                 self._end_expired(work, "start", commands)
-            elif (
-                work.phase is Phase.RUNNING
-                and work.first_token_s is None
-                and work.first_token_by_s is not None
-                and now_s >= work.first_token_by_s
-            ):
+            elif work.phase is Phase.RUNNING and work.is_overdue(now_s):
                 self._end_expired(work, "first_token", commands)
 
     def _drop(self, qs: frozenset[str], commands: list[Command]) -> None:

@@ -120,6 +120,11 @@ class Work:
             output.finish_reason or had.finish_reason,
         )
 
+    def is_overdue(self, now_s: float) -> bool:
+        """Whether its first token should have come by now."""
+        by_s = self.first_token_by_s
+        return self.first_token_s is None and by_s is not None and now_s >= by_s
+
     def step_aside(self) -> None:
         """Waits again, to go on from what it brought."""
         self.resume = tuple(self.tried)

@@ -156,7 +156,7 @@ class Pipeline:
         key: Key = (draft.tenant, request_id)
         parts = parse_request_id(request_id)
         box: Mailbox | None = None
-        new = self._placement.just_made(parts.time_ms) and not self._router.watches(key)
+        new = self._placement.just_made(parts.time_ms)
         if parts.reply_partition in self._router.home and new:
             box = Mailbox(key, self.limits.mailbox_events, self.limits.mailbox_bytes)
             self._router.watch(box)

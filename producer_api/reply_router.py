@@ -105,12 +105,13 @@ class ReplyRouter:
             positions[partition] = begin.position
         return positions
 
-    def watches(self, key: Key) -> bool:
-        """Whether a box of this request is fed already: a second one would take its events away."""
-        return key in self._boxes
-
     def watch(self, box: Mailbox) -> None:
-        """From now on the events of this request go to the box."""
+        """From now on the events of this request go to the box.
+
+        Whoever publishes an id has the turn of its key until both acks are there, and who has it next
+        finds `Accepted` on the log: no id is published twice here while a box of it is open.
+        """
+        assert box.key not in self._boxes, "a second box would take the events of the first away"
         self._boxes[box.key] = box
 
     def unwatch(self, key: Key) -> None:

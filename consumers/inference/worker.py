@@ -195,7 +195,7 @@ class Worker:
 
     def fail(self, work: Work, error: ErrorInfo) -> None:
         """Ends a work; nothing happens if it has ended."""
-        self._carry_out(self.scheduler.fail(work, error))
+        self._carry_out(self.scheduler.fail(work, error, self._loop.time()))
 
     def _do(self, event: Event) -> None:
         self._carry_out(self.scheduler.handle(event, self._loop.time()))

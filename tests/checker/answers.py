@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from core.errors import Refusal
 from core.limits import DEFAULT_LIMITS
 from core.validation import check_request
+from schemas.ids import parse_request_id
 from schemas.replies import Cancelled, Expired, Failed, Finished
 from schemas.requests import Body, Deadlines, Request
 from tests.checker.history import History, Stored
@@ -75,7 +76,8 @@ def _cut(
             return
         if said.error.code == read.letters.get(answer.origin or ("", 0)) and _is_invalid(request):
             return
-        if said.error.code != "interrupted" or not _may_be_interrupted(request.body):
+        interrupted = said.error.code == "interrupted" and _may_be_interrupted(request.body)
+        if not interrupted and not _may_be_out_of_view(answer, said, read):
             yield f"{key[1]} failed with {said.error.code}, though nothing was wrong"
     elif isinstance(said, Cancelled) and key not in read.cancels:
         yield f"{key[1]} is cancelled, and nobody asked for it"
@@ -107,6 +109,14 @@ def is_poison(history: History, body: Body) -> bool:
     """Whether a prompt may kill what runs it."""
     texts = [body.prompt or "", *(it.content for it in body.messages or ())]
     return any(marker in text for text in texts for marker in history.poison)
+
+
+def _may_be_out_of_view(answer: Answer, said: Failed, read: TopicsRead) -> bool:
+    """A record that may be a second copy is refused where the log no longer reaches back to its id."""
+    if said.error.code != "result_expired" or answer.starts or answer.terminal_at is None:
+        return False
+    partition = parse_request_id(said.id).reply_partition
+    return read.start_of(partition, answer.terminal_at.time_ms) > 0
 
 
 def _may_be_interrupted(body: Body) -> bool:

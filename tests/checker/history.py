@@ -112,6 +112,15 @@ class Sample:
     value: float
 
 
+@dataclass(frozen=True, slots=True)
+class Trim:
+    """Retention: what lay before `start` in this reply partition is gone since `time_ms`."""
+
+    time_ms: int
+    partition: int
+    start: int
+
+
 @dataclass(slots=True)
 class History:
     """All of it. `broken` are things the driver itself saw (hangs, slots not freed, …).
@@ -125,6 +134,7 @@ class History:
     stored: list[Stored] = field(default_factory=list)
     commits: list[Commit] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
+    trims: list[Trim] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
     total_seconds: float = 600.0
     claim_life_seconds: float = 3600.0

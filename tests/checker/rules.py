@@ -12,7 +12,7 @@ from core.offsets import decode_positions
 from schemas.replies import Cancelled, Expired, Failed, Finished
 from tests.checker.answers import check_answers, is_poison
 from tests.checker.bounds import check_samples, check_spans, check_writings
-from tests.checker.history import History
+from tests.checker.history import Commit, History
 from tests.checker.ownership import check_epochs, check_turns
 from tests.checker.plain_reader import Answer, Key
 from tests.checker.topics_read import TopicsRead, read_topics
@@ -121,7 +121,7 @@ def _commits_hold(history: History, read: TopicsRead) -> Iterator[str]:
             if text := _not_done(read, (commit.q, offset), commit.serial):
                 yield f"{commit.q}: {commit.offset} was committed, and at {offset} {text}"
         highest[commit.q] = max(before, commit.offset)
-        yield from _marks_hold(spoken, commit.q, commit.offset, commit.metadata)
+        yield from _marks_hold(read, spoken, commit)
 
 
 def _not_done(read: TopicsRead, origin: tuple[str, int], serial: int) -> str | None:
@@ -159,13 +159,29 @@ def _spoken(read: TopicsRead) -> Spoken:
     return spoken
 
 
-def _marks_hold(spoken: Spoken, q: str, low: int, metadata: str) -> Iterator[str]:
-    """The positions of a commit lie at or before the first event of every offset at or beyond it."""
-    for partition, mark in enumerate(decode_positions(metadata) or ()):
+def _marks_hold(read: TopicsRead, spoken: Spoken, commit: Commit) -> Iterator[str]:
+    """The positions of a commit lie at or before the first event of every offset at or beyond it.
+
+    Where retention took that event nobody can find it: they lie at or before what is left.
+    """
+    q, low = commit.q, commit.offset
+    for partition, mark in enumerate(decode_positions(commit.metadata) or ()):
         offsets, firsts = spoken.get((q, partition), ([], []))
         index = bisect_left(offsets, low)
         if index < len(offsets) and firsts[index][0] < mark:
             place, offset = firsts[index]
+            start = read.start_of(partition, commit.time_ms)
+            if place < start:
+                left = [
+                    (at.position, other)
+                    for (name, other), (index, at) in read.replies.first.items()
+                    if (name, index) == (q, partition)
+                    and other >= low
+                    and start <= at.position < mark
+                ]
+                if not left:
+                    continue
+                place, offset = min(left)
             yield (
                 f"{q}: a commit of {low} says {mark} for replies/{partition}, and "
                 f"offset {offset} was spoken for at {place}"

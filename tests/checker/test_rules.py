@@ -4,11 +4,13 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+from msgspec import structs
 
 from schemas.codec import encode
 from schemas.operations import Claim, Control
 from schemas.replies import ErrorInfo, Events, Failed, Started
 from tests.checker.handmade import (
+    BILL,
     BODY,
     ID,
     NOW_MS,
@@ -25,7 +27,7 @@ from tests.checker.handmade import (
     seen_token,
     token,
 )
-from tests.checker.history import Sample, Seen, Stored
+from tests.checker.history import Sample, Seen, Stored, Trim
 from tests.checker.rules import check
 from topics.ports import Record
 
@@ -246,3 +248,36 @@ def test_what_is_poison_may_be_parked_and_fail() -> None:
     log.commit(1)
     assert check(log.history) == []
     assert REQUEST.body == BODY
+
+
+def test_positions_need_not_cover_what_retention_had_taken() -> None:
+    for start, excused in ((2, False), (3, True)):
+        log = good()
+        mark_too_far(log)
+        log.history.trims.append(Trim(NOW_MS, 0, start))
+        assert ("I4" not in {it.rule for it in check(log.history)}) is excused
+
+
+def test_a_late_copy_is_refused_only_where_the_log_was_cut() -> None:
+    for trims, excused in (([], False), ([Trim(NOW_MS, 0, 1)], True)):
+        log = Log()
+        log.take(0, "a")
+        log.put(TOPIC, REQUEST)
+        error = ErrorInfo(code="result_expired", message="")
+        log.say(Failed(**said(0, 0), counts=(), error=error))  # type: ignore[arg-type]
+        log.put("usage", structs.replace(BILL, epoch=0, outcome="failed", completion_tokens=0))
+        log.history.trims += trims
+        assert (check(log.history) == []) is excused
+
+
+def test_work_on_what_was_cancelled_before_is_told() -> None:
+    log = good()
+    cancel = Control(kind="cancel", tenant="ann", request_id=ID)
+    record = Record("control", 0, 0, NOW_MS - 60_000, None, encode(cancel), ())
+    log.history.stored.insert(0, Stored(0, record))
+    for index, it in enumerate(log.history.stored):
+        late_ms = 10_000 if it.record.topic == "replies" and it.record.offset >= 5 else 0
+        moved = it.record._replace(time_ms=it.record.time_ms + late_ms)
+        log.history.stored[index] = Stored(index, moved)
+    log.history.commits.clear()
+    assert "I8" in {it.rule for it in check(log.history)}

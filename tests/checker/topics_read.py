@@ -15,7 +15,7 @@ from schemas.codec import (
 from schemas.fences import Acquired
 from schemas.operations import Claim, DeadLetter, Usage
 from schemas.requests import Request
-from tests.checker.history import History, Stored
+from tests.checker.history import History, Stored, Trim
 from tests.checker.plain_reader import Answer, At, Key, Origin, Replies, judge_claims
 from topics.ports import Record
 
@@ -32,15 +32,21 @@ class TopicsRead:
     acquired: dict[int, tuple[Acquired, At]] = field(default_factory=dict)
     claims: list[tuple[Claim, int, bool]] = field(default_factory=list)
     by_key: dict[Key, list[Origin]] = field(default_factory=dict)
+    trims: list[Trim] = field(default_factory=list)
 
     def answer(self, key: Key) -> Answer:
         """An empty one if nothing was ever said."""
         return self.replies.answers.get(key) or Answer()
 
+    def start_of(self, partition: int, time_ms: int) -> int:
+        """Where this reply partition began at that time."""
+        gone = (it for it in self.trims if it.partition == partition and it.time_ms <= time_ms)
+        return max((it.start for it in gone), default=0)
+
 
 def read_topics(history: History) -> TopicsRead:
     """Decodes every record. Only records on request topics may be unreadable."""
-    read = TopicsRead()
+    read = TopicsRead(trims=history.trims)
     claims: list[tuple[int, Claim]] = []
     for stored in history.stored:
         record = stored.record

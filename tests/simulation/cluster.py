@@ -98,12 +98,13 @@ class Cluster:
         for waiters in self._waiters.values():
             self._wake(waiters)
 
-    def trim(self, partition: Partition, before_ms: int) -> None:
-        """Retention: records appended before then are gone."""
+    def trim(self, partition: Partition, before_ms: int) -> int:
+        """Retention: records appended before then are gone. Returns where the partition begins."""
         old = [it for it in self.memory.records(partition) if it.time_ms < before_ms]
         if old:
             self.counts["retention"] += 1
             self.memory.trim(partition, old[-1].offset + 1)
+        return self.memory._topic(partition.topic).starts[partition.index]
 
     def fault(self, record: Record) -> str | None:
         """What happens to the append that arrives now."""

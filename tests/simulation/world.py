@@ -18,7 +18,7 @@ from consumers.inference.service import InferenceService
 from consumers.inference.settings import WorkerSettings
 from core.errors import InferlogError
 from runtime.metrics import Metrics
-from tests.checker.history import Fault, History
+from tests.checker.history import Fault, History, Trim
 from tests.checker.rules import Violation, judge
 from tests.checker.topics_read import read_topics
 from tests.simulation.branches import counting
@@ -32,7 +32,7 @@ from tests.simulation.plan import WorldPlan, make_plan
 from tests.simulation.producer import Producer
 from tests.simulation.replica import Replica
 from tests.simulation.trace import Trace, silence, tracing
-from topics.catalogue import TopicSettings, catalogue, request_topic
+from topics.catalogue import REPLIES, TopicSettings, catalogue, request_topic
 
 QUIET_WITHIN_S = 60.0
 """How long after the last trouble everything must have come to rest (I10)."""
@@ -215,7 +215,10 @@ class World:
             await asyncio.sleep(1.0)
             for name, kept_s in keeps_s.items():
                 for partition in qs_of(self.cluster, [name]):
-                    self.cluster.trim(partition, self.cluster.now_ms() - int(kept_s * 1000))
+                    start = self.cluster.trim(partition, self.cluster.now_ms() - int(kept_s * 1000))
+                    if name == REPLIES and start:
+                        it = Trim(self.cluster.now_ms(), partition.index, start)
+                        self.history.trims.append(it)
 
     async def _audit(self) -> None:
         """Readers that start late, on any replica, and another tenant who must learn nothing."""

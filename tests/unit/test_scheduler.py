@@ -195,6 +195,23 @@ def test_each_deadline_ends_the_request(
     assert (core.running, core.waiting()) == (0, 0)
 
 
+def test_what_an_engine_says_after_the_total_deadline_is_not_heard() -> None:
+    core = scheduler()
+    it = work("a")
+    core.handle(Arrived(it), 0)
+    said: list[Report] = [Output(it.run_id, 0, (1,), "a"), RunEnded(it.run_id, 3, 1)]
+    (end,) = ends(core.handle(EngineReported(said), 100.0))
+    assert isinstance(end.event, Expired)
+    assert end.event.counts == (0,)
+
+
+def test_what_fails_after_its_total_deadline_has_expired() -> None:
+    error = ErrorInfo(code="result_expired", message="off the log")
+    for at_s, kind in ((99.0, Failed), (100.0, Expired)):
+        (end,) = ends(scheduler().fail(work("a"), error, at_s))
+        assert isinstance(end.event, kind)
+
+
 def test_a_token_in_time_takes_the_first_token_deadline_away() -> None:
     core = scheduler()
     it = work("a")
