@@ -21,6 +21,7 @@ class Limits:
     text_bytes: int = 512 * 1024  # 400: text of all messages, or the prompt
     n: int = 8  # 400
     top_logprobs: int = 20  # 400
+    answer_logprobs: int = 512 * 1024  # 400: n x max_tokens x (1 + top logprobs)
     stop_count: int = 16  # 400
     stop_chars: int = 256  # 400
     logit_bias_count: int = 1024  # 400
@@ -44,6 +45,7 @@ class Limits:
     publish_seconds: float = 5.0  # 503: refused, or outcome unknown
     no_worker_seconds: float = 30.0  # 503: a known model without a live worker
     heartbeat_seconds: float = 15.0
+    stalled_seconds: float = 60.0  # the connection ends
     clock_skew_seconds: float = 30.0
     reply_retention_seconds: float = 3600.0  # how long `replies` keeps an answer
 

@@ -7,7 +7,7 @@ import asyncio
 from collections.abc import Callable
 
 from core.errors import InferlogError, Refusal
-from core.stream import Key, Reader, Visible
+from core.stream import Key, Reader, Visible, held_bytes
 from producer_api.scan_places import Place
 from schemas.codec import UndecodableRecord, decode_reply
 from schemas.ids import parse_request_id
@@ -51,7 +51,7 @@ class Mailbox:
         """Takes an event; False once the bound is passed: then the mailbox is of no more use."""
         if not self.overflowed:
             self._events.append(event)
-            self._bytes += 64 + (len(event.text) if isinstance(event, Tokens) else 0)
+            self._bytes += 64 + (held_bytes(event) if isinstance(event, Tokens) else 0)
             if len(self._events) > self._events_max or self._bytes > self._bytes_max:
                 self.overflow()
         return not self.overflowed
