@@ -33,6 +33,9 @@ class Limits:
     text_bytes: int = _bound(512 * 1024, "bytes of UTF-8: all messages, or the prompt")
     n: int = _bound(8, "choices")
     top_logprobs: int = _bound(20, "alternatives per token", least=0)
+    answer_logprobs: int = _bound(
+        512 * 1024, "log probabilities in one answer: n x max_tokens x (1 + top_logprobs)"
+    )
     stop_count: int = _bound(16, "stop strings", least=0)
     stop_chars: int = _bound(256, "characters of one stop string")
     logit_bias_count: int = _bound(1024, "entries", least=0)
@@ -70,6 +73,9 @@ class Limits:
         30.0, "seconds without a live worker for a model that was once announced", least=0.1
     )
     heartbeat_seconds: float = _bound(15.0, "seconds of silence on a stream")
+    stalled_seconds: float = _bound(
+        60.0, "seconds in which a client takes nothing of what waits to be sent to it", least=0.1
+    )
     clock_skew_seconds: float = _bound(30.0, "seconds that two clocks may differ", least=0)
     reply_retention_seconds: float = _bound(
         3600.0, "seconds that replies keeps an answer; a run may take half of it", least=0.1

@@ -198,6 +198,16 @@ class Reader:
         return event
 
 
+ALTERNATIVE_BYTES = 128
+"""A tuple, a short text and a number."""
+
+
+def held_bytes(event: Tokens) -> int:
+    """About how much memory its text, its ids and its log probabilities take."""
+    alternatives = sum(2 + len(it.top) for it in event.logprobs) if event.logprobs else 0
+    return len(event.text) + 40 * len(event.token_ids) + ALTERNATIVE_BYTES * alternatives
+
+
 def is_terminal(event: Visible) -> bool:
     """True for the one event that ends a request."""
     return isinstance(event, Terminal)

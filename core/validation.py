@@ -41,6 +41,14 @@ def check_body(body: Body, endpoint: str, limits: Limits) -> None:
         _within("seed", body.seed, -(2**63), 2**63 - 1)
     if body.logprobs is not None:
         _within("logprobs", body.logprobs, 0, limits.top_logprobs)
+        # an answer that is not streamed is held whole, and each of these takes its place
+        tokens = body.n * (body.max_tokens or limits.max_tokens_default)
+        _check(
+            tokens * (1 + body.logprobs) <= limits.answer_logprobs,
+            "logprobs",
+            f"times the tokens of all choices may make at most {limits.answer_logprobs}: ask for "
+            "fewer alternatives, tokens or choices",
+        )
     _check_stop(body.stop, limits)
     _check_bias(body.logit_bias, limits)
     if body.response_format is not None:

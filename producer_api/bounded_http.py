@@ -22,6 +22,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from core.errors import Refusal
 from core.limits import DEFAULT_LIMITS, Limits
 from producer_api.error_responses import error_response
+from producer_api.taking import Taking
 from runtime.metrics import Metrics
 
 PIECE_BYTES = 16 * 1024
@@ -67,11 +68,13 @@ class BoundedHttp(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """The first head is awaited from now on."""
         super().connection_made(transport)
+        self._taking = Taking(transport, self.limits.stalled_seconds, self.metrics)
         self._await_rest("head")
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Nothing is awaited any more."""
         self._await_rest(None)
+        self._taking.stop()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -112,6 +115,23 @@ class BoundedHttp(HttpToolsProtocol):
         return self._head_bytes > self.limits.headers_bytes + MARGIN_BYTES or (
             self._begun and len(self.headers) > self.limits.headers_count
         )
+
+    # --- a client that takes nothing
+
+    def pause_writing(self) -> None:
+        """Much waits to be sent: it must become less."""
+        super().pause_writing()
+        self._taking.watch()
+
+    def resume_writing(self) -> None:
+        """It was taken."""
+        self._taking.stop()
+        super().resume_writing()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """The end of a connection waits for what is still to be sent, for as long as the client likes."""
+        super().timeout_keep_alive_handler()
+        self._taking.watch()
 
     # --- what the parser finds
 

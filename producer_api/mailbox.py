@@ -2,21 +2,11 @@
 
 import asyncio
 
-from core.stream import Key, Visible
+from core.stream import Key, Visible, held_bytes
 from schemas.replies import Tokens
 
 _EARLY_SECONDS = 0.001
 """A timer may fire up to the resolution of its clock too early."""
-
-
-def _weight_bytes(event: Visible) -> int:
-    """About what an event holds in memory; log probabilities outweigh the text a hundred times."""
-    if not isinstance(event, Tokens):
-        return 64
-    weight = 64 + len(event.text) + 40 * len(event.token_ids)
-    if event.logprobs is not None:
-        weight += sum(160 * (1 + len(it.top)) for it in event.logprobs)
-    return weight
 
 
 class Mailbox:
@@ -38,7 +28,7 @@ class Mailbox:
         """Takes an event; False once the bound is passed: then the mailbox is of no more use."""
         if not self.overflowed:
             self._events.append(event)
-            self._bytes += _weight_bytes(event)
+            self._bytes += 64 + (held_bytes(event) if isinstance(event, Tokens) else 0)
             if len(self._events) > self._events_max or self._bytes > self._bytes_max:
                 self.overflow()
         return not self.overflowed

@@ -93,6 +93,10 @@ class Metrics:
             "open_streams", "Requests whose answer a client is waiting for or reading now"
         )
         self.open_requests = self._gauge("open_requests", "HTTP requests under way now")
+        self.stalled = self._counter(
+            "connections_stalled",
+            "Connections ended because their client took nothing for too long",
+        )
         self.mailbox_drops = self._counter(
             "mailbox_drops", "Readers too slow for their mailbox: they went on from the log"
         )

@@ -98,8 +98,7 @@ class TierConsumer:
         self.assigned = qs
         self._wanted_since_s = asyncio.get_running_loop().time()
         self.accepted_s = time.monotonic()
-        lost = set(self.owned) - qs
-        if lost:
+        if lost := set(self.owned) - qs:
             self._forget(lost)
         self._wanted = set(qs)
         self._owning = asyncio.create_task(self._own_loop(), name=f"own-{self.tier}")
@@ -154,7 +153,7 @@ class TierConsumer:
                     await self._acquire(frozenset(self._wanted))
                 pause_seconds = 0.1
             except (LogError, UndecodableRecord) as error:
-                # what a fold cannot read it must not guess: the partition stays unowned, loudly
+                # what a fold cannot read it must not guess: unowned it stays, loudly
                 level = logging.ERROR if isinstance(error, UndecodableRecord) else logging.WARNING
                 _log.log(level, "%s: not owned yet: %s", self.topic, error)
                 self._host.count("acquire_failed")
@@ -273,8 +272,7 @@ class TierConsumer:
             if (owning := self._owning) is not None and owning.done() and not owning.cancelled():
                 owning.result()  # a fault of ours: unseen, this worker would own nothing for ever
             fences = self.fence_tail.fences
-            lost = {q for q, it in self.owned.items() if fences.highest(str(q)) > it.epoch}
-            if lost:
+            if lost := {q for q, it in self.owned.items() if fences.highest(str(q)) > it.epoch}:
                 self.end_epochs("overtaken", lost)
             if self.fence_tail.failure:
                 raise self.fence_tail.failure

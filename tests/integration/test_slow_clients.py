@@ -14,6 +14,7 @@ import pytest
 import uvicorn
 
 from core.limits import DEFAULT_LIMITS, Limits
+from core.stream import Visible
 from producer_api.app import make_app
 from producer_api.auth import ApiKeys
 from producer_api.bounded_http import LINGER_SECONDS, MARGIN_BYTES, PIECE_BYTES, bounded_http
@@ -348,3 +349,49 @@ async def test_the_body_of_an_upgrade_is_not_the_next_request() -> None:
         answer = await exchange(at.port, head, hidden, pause_seconds=0.1)
     assert answer.count(b"HTTP/1.1 ") == 1
     assert answer.startswith(b"HTTP/1.1 400")
+
+
+def much(pieces: int) -> FakePipeline:
+    """An answer of 8 MiB, more than any kernel takes for a client."""
+    events: list[list[Visible]] = [
+        [tokens(1, text="x" * (8 * MIB // pieces), seq=seq)] for seq in range(pieces)
+    ]
+    return FakePipeline([*events, [tokens(0, seq=pieces, end=True), finished(pieces)]])
+
+
+MIB = 1024 * 1024
+
+
+@contextlib.contextmanager
+def asked(port: int, *, stream: bool) -> Iterator[socket.socket]:
+    """A client with a small window that has sent a request and has read nothing yet."""
+    body = b'{"model": "scripted", "prompt": "x", "stream": %s}' % (b"true" if stream else b"false")
+    head = CHUNKED.replace(b"Transfer-Encoding: chunked", b"Content-Length: %d" % len(body))
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(("127.0.0.1", port))
+        client.sendall(head + body)
+        yield client
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_client_that_takes_nothing_is_let_go(stream: bool) -> None:
+    """Streams beyond number could be held open so, long past every deadline, and what is sent to them."""
+    async with serving(much(64), dataclasses.replace(LIMITS, stalled_seconds=0.5)) as at:
+        with asked(at.port, stream=stream):
+            async with asyncio.timeout(8):
+                while not at.metrics.registry.get_sample_value(
+                    "inferlog_connections_stalled_total"
+                ):
+                    await asyncio.sleep(0.05)
+                while at.metrics.registry.get_sample_value("inferlog_open_requests"):
+                    await asyncio.sleep(0.05)
+
+
+async def test_a_client_that_takes_little_is_waited_for() -> None:
+    async with serving(much(64), dataclasses.replace(LIMITS, stalled_seconds=0.5)) as at:
+        with asked(at.port, stream=True) as client:
+            for _ in range(30):
+                await asyncio.sleep(0.1)
+                assert await asyncio.to_thread(client.recv, 2048)
+        assert not at.metrics.registry.get_sample_value("inferlog_connections_stalled_total")
