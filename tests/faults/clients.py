@@ -57,6 +57,8 @@ class Clients:
         self.history: list[Operation] = []
         self.attempts: list[Attempt] = []
         self.read: TopicsRead | None = None
+        self.streams_go_to: str | None = None
+        """The replica that new streams are asked of; they are resumed at any."""
         self.key = key
         self.model = model
         self._parameters = dict(parameters or {})
@@ -84,6 +86,15 @@ class Clients:
             for _ in range(requests):
                 group.create_task(self.one())
                 await asyncio.sleep(self._random.expovariate(per_second))
+
+    async def reading(self, count: int, seconds: float = 30.0) -> list[Operation]:
+        """Waits until so many have begun to read their answers and not ended; returns those."""
+        async with asyncio.timeout(seconds):
+            while True:
+                found = [it for it in self.history if it.position and not it.ended_s]
+                if len(found) >= count:
+                    return found
+                await asyncio.sleep(0.02)
 
     async def one(self, kind: Kind | None = None, prompt: str | None = None) -> Operation:
         """One operation to its end; without a kind or a prompt, of any kind and one of its own."""
@@ -242,7 +253,7 @@ class Clients:
                 _refused(it, refusal)
 
     async def _post_stream(self, it: Operation, headers: dict[str, str]) -> None:
-        replica = self._replica()
+        replica = self.streams_go_to or self._replica()
         body = self._body(it, stream=True)
         with self._notes(it).attempt("submit", replica) as attempt:
             post = self._http.stream("POST", replica + COMPLETIONS, json=body, headers=headers)
