@@ -39,7 +39,7 @@ class Clients:
     """An open-loop workload against all replicas.
 
     `history` has every operation, `attempts` every call that was made for one, `read` what lay on
-    the log when all was over.
+    the log when all was over, `wrong` what the checker said of it.
     """
 
     def __init__(
@@ -57,6 +57,7 @@ class Clients:
         self.history: list[Operation] = []
         self.attempts: list[Attempt] = []
         self.read: TopicsRead | None = None
+        self.wrong: list[str] = []
         self.streams_go_to: str | None = None
         """The replica that new streams are asked of; they are resumed at any."""
         self.key = key
