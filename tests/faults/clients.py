@@ -39,7 +39,7 @@ class Clients:
     """An open-loop workload against all replicas.
 
     `history` has every operation, `attempts` every call that was made for one, `read` what lay on
-    the log when all was over.
+    the log when all was over, `wrong` what the checker said of it.
     """
 
     def __init__(
@@ -57,6 +57,9 @@ class Clients:
         self.history: list[Operation] = []
         self.attempts: list[Attempt] = []
         self.read: TopicsRead | None = None
+        self.wrong: list[str] = []
+        self.streams_go_to: str | None = None
+        """The replica that new streams are asked of; they are resumed at any."""
         self.key = key
         self.model = model
         self._parameters = dict(parameters or {})
@@ -84,6 +87,15 @@ class Clients:
             for _ in range(requests):
                 group.create_task(self.one())
                 await asyncio.sleep(self._random.expovariate(per_second))
+
+    async def reading(self, count: int, seconds: float = 30.0) -> list[Operation]:
+        """Waits until so many have begun to read their answers and not ended; returns those."""
+        async with asyncio.timeout(seconds):
+            while True:
+                found = [it for it in self.history if it.position and not it.ended_s]
+                if len(found) >= count:
+                    return found
+                await asyncio.sleep(0.02)
 
     async def one(self, kind: Kind | None = None, prompt: str | None = None) -> Operation:
         """One operation to its end; without a kind or a prompt, of any kind and one of its own."""
@@ -242,7 +254,7 @@ class Clients:
                 _refused(it, refusal)
 
     async def _post_stream(self, it: Operation, headers: dict[str, str]) -> None:
-        replica = self._replica()
+        replica = self.streams_go_to or self._replica()
         body = self._body(it, stream=True)
         with self._notes(it).attempt("submit", replica) as attempt:
             post = self._http.stream("POST", replica + COMPLETIONS, json=body, headers=headers)

@@ -84,8 +84,8 @@ async def judged_load(
     clients.read = found.read
     found.history.secrets += stack.keys.values()
     found.history.samples, found.history.writings = samples, await writings(stack)
-    wrong = violations(clients, found)
-    assert not wrong, "\n".join(wrong)
+    clients.wrong = violations(clients, found)
+    assert not clients.wrong, "\n".join(clients.wrong)
     assert samples
     assert found.history.commits
     ended = Counter(it.outcome for it in clients.history)
