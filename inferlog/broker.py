@@ -40,19 +40,21 @@ class SupervisedCluster:
         while True:
             began_s = loop.time()
             node = await self.cluster.wait_exit()
+            what = f"Kafka (node {node + 1}) ended"
             while True:
                 pause_s = self._backoff.next_pause(loop.time() - began_s)
                 self._report(
-                    f"Kafka (node {node + 1}) ended; starting it again in {pause_s:.1f} s "
+                    f"{what}; starting it again in {pause_s:.1f} s "
                     f"(log: {self.cluster.log_file(node)})"
                 )
                 await asyncio.sleep(pause_s)
                 began_s = loop.time()
                 try:
                     await self.cluster.start()
+                    self._report(f"Kafka (node {node + 1}) is back")
                     break
                 except BrokerFailed as error:
-                    self._report(f"Kafka did not start: {error}")
+                    what = f"Kafka did not start: {error}"
 
 
 def make_cluster(

@@ -193,7 +193,8 @@ def run(command: DemoCommand) -> int:
     )
     stack = Stack(up, report, _ready)
     try:
-        return run_process(lambda: _live(command, stack), LogSettings(level="WARNING"))
+        log = LogSettings(level="WARNING")
+        return run_process(lambda: _live(command, stack), log, silent=("aiokafka",))
     finally:
         if temporary is not None:
             with contextlib.suppress(OSError):

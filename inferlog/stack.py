@@ -16,6 +16,7 @@ from inferlog.data_dir import DataDir, UpState
 from inferlog.departures import Departures
 from inferlog.engine_choice import with_model
 from inferlog.held_ports import CAN_HOLD, HeldPorts
+from inferlog.local_ports import url_host
 from inferlog.problems import CommandFailed
 from inferlog.settings import UpCommand
 from inferlog.supervisor import METRICS_PORT_HELD, Child, ChildSpec, Report, Supervisor
@@ -29,7 +30,6 @@ from topics.settings import ClusterSettings
 STOP_MARGIN_SECONDS = 25.0
 API_DRAIN_SECONDS = 10.0
 READY_POLL_SECONDS = 0.1
-_WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104  (what to call, not to bind)
 
 
 class Stack:
@@ -69,8 +69,7 @@ class Stack:
         return self._url(self.command.port + 1 + index)
 
     def _url(self, port: int) -> str:
-        host = self.command.host
-        return f"http://{_WILDCARDS.get(host, host)}:{port}"
+        return f"http://{url_host(self.command.host)}:{port}"
 
     # --- the life
 
@@ -268,8 +267,7 @@ class Stack:
 
     async def _until_ready(self, name: str) -> None:
         assert self._supervisor is not None
-        host = _WILDCARDS.get(self.command.metrics_host, self.command.metrics_host)
-        url = f"http://{host}:{self.metrics[name]}/health"
+        url = f"http://{url_host(self.command.metrics_host)}:{self.metrics[name]}/health"
         async with httpx.AsyncClient(timeout=2.0, trust_env=False) as client:
             while True:
                 try:
