@@ -47,10 +47,11 @@ class SupervisedCluster:
             began_s = loop.time()
             node = await self.cluster.wait_exit()
             self._on_change()
+            what = f"Kafka (node {node + 1}) ended"
             while True:
                 pause_s = self._backoff.next_pause(loop.time() - began_s)
                 self._report(
-                    f"Kafka (node {node + 1}) ended; starting it again in {pause_s:.1f} s "
+                    f"{what}; starting it again in {pause_s:.1f} s "
                     f"(log: {self.cluster.log_file(node)})"
                 )
                 await asyncio.sleep(pause_s)
@@ -58,9 +59,10 @@ class SupervisedCluster:
                 try:
                     await self.cluster.start()
                     self._on_change()
+                    self._report(f"Kafka (node {node + 1}) is back")
                     break
                 except BrokerFailed as error:
-                    self._report(f"Kafka did not start: {error}")
+                    what = f"Kafka did not start: {error}"
 
 
 def make_cluster(

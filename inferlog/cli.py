@@ -12,6 +12,7 @@ from inferlog import client_settings as clients
 from inferlog import letter_settings as letters
 from inferlog import settings as commands
 from inferlog.flags import add_command, known_variables
+from inferlog.terminal import show_anything
 from runtime.settings import unknown_variables
 
 
@@ -88,7 +89,7 @@ def build(only: str | None = None) -> typer.Typer:
     )
     for action, summary in TOPICS:
         run = _action("topics", action)
-        add_command(topics, action, commands.TopicsCommand, run, summary)
+        add_command(topics, action, clients.TopicsCommand, run, summary)
     app.add_typer(topics, name="topics")
     app.add_typer(_dead_letters(), name="dead-letters")
     return app
@@ -126,13 +127,14 @@ def _before_any(
         None, "--version", callback=_version, is_eager=True, help="Print the version and exit."
     ),
 ) -> None:
-    all_settings = [settings for _, settings, _ in TABLE] + [commands.TopicsCommand]
+    all_settings = [settings for _, settings, _ in TABLE] + [clients.TopicsCommand]
     known = known_variables(all_settings + [settings for _, _, settings, _ in LETTERS])
     for line in unknown_variables(os.environ, known):
         print(f"warning: {line}", file=sys.stderr)
 
 
 def main() -> None:
-    """The entry point."""
+    """The command line as it was typed."""
+    show_anything()
     named = [word for word in sys.argv[1:] if not word.startswith("-")]
     build(named[0] if named else "")()

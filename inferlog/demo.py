@@ -269,7 +269,8 @@ def run(command: DemoCommand) -> int:
     reports = Reports(stamped)
     stack = Stack(up, reports, lambda it: reports(f"ready: {it.url}"), first_workers=1)
     try:
-        return run_process(lambda: _live(command, stack, reports), LogSettings(level="WARNING"))
+        log = LogSettings(level="WARNING")
+        return run_process(lambda: _live(command, stack, reports), log, silent=("aiokafka",))
     finally:
         if temporary is not None:
             with contextlib.suppress(OSError):

@@ -14,8 +14,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from core.errors import InferlogError
 from inferlog.problems import CommandFailed, WrongUsage
-from runtime.service import EXIT_FORCED
+from runtime.service import EXIT_FAILED, EXIT_FORCED
 from runtime.settings import PREFIX, Setting, SettingsError, describe, load
 
 PANELS = {
@@ -99,9 +100,9 @@ def _run(
         except SettingsError as error:
             raise WrongUsage("\n       ".join(error.problems)) from None
         return run(loaded)
-    except CommandFailed as error:
+    except InferlogError as error:
         print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+        return error.exit_code if isinstance(error, CommandFailed) else EXIT_FAILED
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return EXIT_FORCED

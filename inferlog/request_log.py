@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from inferlog.client_settings import LogCommand
 from inferlog.log_reading import open_log
 from inferlog.problems import CommandFailed, WrongUsage
+from inferlog.terminal import console
 from inferlog.timeline import Entry, collect
 from runtime.service import EXIT_OK
 from schemas.ids import bare_request_id
@@ -43,8 +44,7 @@ async def _collect(command: LogCommand, request_id: str) -> list[Entry]:
 
 def print_timeline(request_id: str, entries: list[Entry]) -> None:
     """As a table."""
-    from rich.console import Console  # noqa: PLC0415  (only for a table)
-    from rich.table import Table  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415  (only for a table)
 
     first_ms = entries[0].time_ms
     began = datetime.fromtimestamp(first_ms / 1000, UTC).isoformat(sep=" ", timespec="milliseconds")
@@ -56,4 +56,4 @@ def print_timeline(request_id: str, entries: list[Entry]) -> None:
         table.add_column(name, overflow="fold")
     for entry in entries:
         table.add_row(f"{entry.time_ms - first_ms} ms", entry.what, entry.where, entry.how)
-    Console().print(table)
+    console().print(table)

@@ -92,17 +92,6 @@ class TopicCounts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TopicsCommand:
-    """`inferlog topics create|check`."""
-
-    cluster: ClusterSettings
-    pool: str = field(default="default", metadata={"help": "the pool whose topics are meant"})
-    topics: TopicCounts = field(default=TopicCounts(), metadata={"prefix": "TOPICS_"})
-    json: bool = field(default=False, metadata=JSON)
-    limits: Limits = field(default=DEFAULT_LIMITS, metadata=LIMITS)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class UpCommand:
     """`inferlog up`."""
 
@@ -213,6 +202,8 @@ class UpCommand:
     def __post_init__(self) -> None:
         if self.brokers == 2:
             raise ValueError("brokers: 1, or 3 with replication")
+        # raises for a malformed option, before anything is started
+        WorkerSettings(engine=self.engine, engine_option=self.engine_option)
         if self.broker != "local":
             replace(self.cluster, bootstrap=self.broker)  # raises for a malformed address list
 

@@ -17,6 +17,7 @@ from inferlog.data_dir import DataDir, UpState
 from inferlog.departures import Departures
 from inferlog.engine_choice import with_model
 from inferlog.held_ports import HeldPorts
+from inferlog.local_ports import url_host
 from inferlog.problems import CommandFailed
 from inferlog.settings import UpCommand
 from inferlog.supervisor import Child, Report, Supervisor
@@ -24,8 +25,6 @@ from inferlog.topics import create_topics, grow_topics, topic_differences, topic
 from schemas.requests import TIERS
 from topics.ports import Log
 from topics.settings import ClusterSettings
-
-_WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104  (what to call, not to bind)
 
 
 class Stack:
@@ -72,8 +71,7 @@ class Stack:
         return self._url(self.command.port + 1 + index)
 
     def _url(self, port: int) -> str:
-        host = self.command.host
-        return f"http://{_WILDCARDS.get(host, host)}:{port}"
+        return f"http://{url_host(self.command.host)}:{port}"
 
     # --- the life
 
@@ -263,7 +261,7 @@ class Stack:
         self._report(f"{name} is ready")
 
     def _health_url(self, name: str) -> str:
-        host = _WILDCARDS.get(self.command.metrics_host, self.command.metrics_host)
+        host = url_host(self.command.metrics_host)
         return f"http://{host}:{self.metrics[name]}/health"
 
     def write_state(self) -> None:

@@ -28,8 +28,11 @@ made() {
     [[ -x .venv/bin/inferlog && -d "${kafka[0]}" ]] && [[ "$engine" == scripted || -d "${model[0]}" ]]
 }
 current() { [[ -f "$1" && "$(cat "$1")" == "$state" ]]; }
+build_of() { "$1" -c 'import sys; print(sys.version)' 2>/dev/null || true; }
+# A PYTHON that was named is not the one that .venv was made with: all of it is made anew.
+other_python() { [[ -n "${PYTHON:-}" && -e .venv && "$(build_of "$python")" != "$(build_of .venv/bin/python)" ]]; }
 # The larger set-up holds the smaller one.
-if (current "$stamp" || current .venv/.setup-vllm) && made; then
+if (current "$stamp" || current .venv/.setup-vllm) && made && ! other_python; then
     echo "set up already (ENGINE=$engine)"
     exit 0
 fi
@@ -92,7 +95,7 @@ step() {
        mirror, set HTTPS_PROXY, SSL_CERT_FILE, PIP_INDEX_URL. Then call make setup again: it goes on."
 }
 
-if ! .venv/bin/python -c 'import pip' 2>/dev/null || ! grep -qF "$PWD/.venv/" .venv/bin/pip; then
+if other_python || ! .venv/bin/python -c 'import pip' 2>/dev/null || ! grep -qF "$PWD/.venv/" .venv/bin/pip; then
     # One whose Python is gone, or that was moved (its commands name the old place), is made anew.
     step "an environment in .venv" "$python" -m venv --clear .venv
 fi

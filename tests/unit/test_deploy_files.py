@@ -13,8 +13,8 @@ import typer.main
 import yaml
 
 from inferlog.cli import TABLE, build
+from inferlog.client_settings import TopicsCommand
 from inferlog.flags import known_variables
-from inferlog.settings import TopicsCommand
 from runtime.settings import load
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -7,8 +7,8 @@ import pytest
 from consumers.inference.settings import WorkerSettings
 from core.limits import Limits
 from inferlog.cli import TABLE
+from inferlog.client_settings import TopicsCommand
 from inferlog.flags import known_variables
-from inferlog.settings import TopicsCommand
 from producer_api.settings import ApiSettings
 from runtime.settings import (
     SettingsError,

@@ -150,5 +150,8 @@ async def settled(seconds: float = SETTLE_SECONDS) -> None:
 
 
 def describe(error: BaseException) -> str:
-    """An error of aiokafka's in one line."""
-    return f"{type(error).__name__}: {error}".strip(": ")
+    """An error of aiokafka's in one line. Some name their kind themselves, ours need not be named."""
+    name, text = type(error).__name__, str(error)
+    if type(error) is ConnectionError or text.startswith(f"{name}:"):
+        return text or name
+    return f"{name}: {text}".strip(": ")
