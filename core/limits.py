@@ -20,7 +20,10 @@ class Limits:
 
     # what a client sends
     body_bytes: int = _bound(1024 * 1024, "bytes")
-    headers_bytes: int = _bound(32 * 1024, "bytes, names and values together")
+    headers_bytes: int = _bound(
+        32 * 1024,
+        "bytes, names and values together; as much, in a row, around and behind the chunks of a body",
+    )
     headers_count: int = _bound(100, "headers")
     receive_seconds: float = _bound(
         10.0, "seconds, for the head, and again for the body", least=0.1

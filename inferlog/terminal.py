@@ -2,7 +2,6 @@
 
 import io
 import os
-import shutil
 import sys
 from typing import TYPE_CHECKING
 
@@ -12,9 +11,6 @@ if TYPE_CHECKING:
 PIPED_COLUMNS = 200
 """A table in a file or a pipe is not cut to the 80 columns of a terminal that is not there."""
 
-HELP_COLUMNS_MIN = 110
-"""In less the boxes of a command's help would cut the names of its longer flags and variables."""
-
 
 def console() -> "Console":
     """Where tables are printed."""
@@ -22,11 +18,6 @@ def console() -> "Console":
 
     known = sys.stdout.isatty() or "COLUMNS" in os.environ
     return Console(width=None if known else PIPED_COLUMNS)
-
-
-def has_room_for_boxes() -> bool:
-    """Whether a command's help in boxes would be shown whole."""
-    return shutil.get_terminal_size().columns >= HELP_COLUMNS_MIN
 
 
 def show_anything() -> None:

@@ -173,7 +173,7 @@ async def test_a_mailbox_past_its_bound_is_dropped_and_costs_nothing_more(
     assert place.metrics.mailbox_drops._value.get() == 1
 
 
-def test_log_probabilities_weigh_in_a_mailbox() -> None:
+async def test_log_probabilities_weigh_in_a_mailbox() -> None:
     """They are the most of such an answer: a mailbox of 256 KiB could hold 15 MiB of them."""
     most = TokenLogprob(token="a", logprob=-1.0, top=(("b", -2.0),) * 20)
     (plain,) = tokens(0).events
