@@ -4,7 +4,9 @@ import random
 from collections.abc import Callable
 from dataclasses import replace
 
-from schemas.requests import COMPLETIONS, Body
+from msgspec import structs
+
+from schemas.requests import COMPLETIONS, Body, Deadlines
 from tests.simulation.cluster import Weather
 from tests.simulation.plan import Trouble, WorldPlan
 
@@ -91,6 +93,65 @@ def poison_parks_its_neighbours(plan: WorldPlan) -> None:
     body = Body(prompt=f"{plan.seed}: {plan.poison}", max_tokens=2)
     draft = replace(first.draft, endpoint=COMPLETIONS, body=body, tier=plan.tiers[0])
     plan.clients = [replace(first, at_s=0.1, draft=draft, key=None, mode="background"), *others]
+
+
+@directed
+def wait_though_over(plan: WorldPlan) -> None:
+    """Keyed requests that reach the log after their time, and clients of little patience."""
+    short = Deadlines(start_seconds=0.3, first_token_seconds=0.3, total_seconds=0.3)
+    plan.trims = False
+    plan.limits = replace(plan.limits, reply_retention_seconds=60.0, claim_life_seconds=60.0)
+    plan.batches = []
+    plan.clients = [
+        replace(
+            it,
+            draft=replace(it.draft, deadlines=short),
+            mode="stream",
+            key=f"key-{it.number}",
+            attach=True,
+            leaves_after=None,
+            cancels_after_s=None,
+            patience_s=0.8,
+        )
+        for it in plan.clients
+    ]
+    # the claims are on the log when it goes away, and the requests are not
+    for it in plan.clients:
+        plan.troubles.append(Trouble(it.at_s + 0.012, "broker away", 1.0))
+    plan.troubles.sort(key=lambda it: it.at_s)
+
+
+@directed
+def expire_what_is_unread(plan: WorldPlan) -> None:
+    """Replicas that stop while a short answer is given, and go on when its time is over."""
+    short = Deadlines(start_seconds=1.0, first_token_seconds=1.0, total_seconds=1.0)
+    plan.trims, plan.batches, plan.troubles = False, [], []
+    plan.tokens_per_second, plan.ttft_ms, plan.slots = 50.0, 60.0, 8
+    plan.limits = replace(
+        plan.limits,
+        deadline_margin_seconds=0.5,
+        waiting_requests=64,
+        reply_retention_seconds=60.0,
+        claim_life_seconds=60.0,
+    )
+    plan.clients = [
+        replace(
+            it,
+            draft=replace(
+                it.draft, deadlines=short, body=structs.replace(it.draft.body, max_tokens=4)
+            ),
+            mode="stream",
+            key=None,
+            resumable=True,
+            leaves_after=None,
+            cancels_after_s=None,
+            patience_s=5.0,
+        )
+        for it in plan.clients
+    ]
+    for it in plan.clients:
+        plan.troubles.append(Trouble(it.at_s + 0.04, "pause replica", 2.7))
+    plan.troubles.sort(key=lambda it: it.at_s)
 
 
 @directed
