@@ -16,6 +16,8 @@ import psutil
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("aiokafka", "fastapi", "httptools", "msgspec", "sse-starlette", "uvicorn", "uvloop")
 FLAGS = ("avx2", "avx512f", "amx_tile")
+CHANGES = ("status", "--porcelain", "--untracked-files=no", ".", ":!benchmarks/results", ":!docs")
+"""What a run of another benchmark writes is no change of what is measured."""
 
 
 def _cpu() -> tuple[str, list[str]]:
@@ -39,7 +41,7 @@ def _version(package: str) -> str:
 def _git(*words: str) -> str:
     try:
         done = subprocess.run(
-            ["git", *words], cwd=RESULTS.parent, capture_output=True, text=True, check=True
+            ["git", *words], cwd=RESULTS.parents[1], capture_output=True, text=True, check=True
         )
     except (OSError, subprocess.CalledProcessError):
         return ""
@@ -67,7 +69,7 @@ class Run:
         kept = {
             "benchmark": self._name,
             "commit": _git("rev-parse", "HEAD"),
-            "changed_since_commit": bool(_git("status", "--porcelain", "--untracked-files=no")),
+            "changed_since_commit": bool(_git(*CHANGES)),
             "started": self._started,
             "ended": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "machine": {

@@ -57,7 +57,8 @@ def resume_without_position(plan: WorldPlan) -> None:
 
 @directed
 def speak_while_broken(plan: WorldPlan) -> None:
-    """Two tiers, and fences that fail for one while the other takes its partitions over."""
+    """Two tiers, and publishes that fail for one while the other takes its partitions over."""
+    _weather(plan, Weather(refused=0.05, append_late=0.1))
     plan.tiers = ("premium", "standard")
     draw = random.Random(f"{plan.seed}/tiers")
     plan.batches = []
@@ -66,6 +67,7 @@ def speak_while_broken(plan: WorldPlan) -> None:
         for it in plan.clients
     ]
     _spread(plan, "fences fail", 8)
+    _spread(plan, "storm", 8)
 
 
 @directed

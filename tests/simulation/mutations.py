@@ -25,6 +25,7 @@ from core.runs import Logged
 from core.scheduler import Scheduler
 from core.solitude import Solitude
 from core.stream import Reader
+from producer_api.claims import Claims
 from producer_api.publisher import Publisher
 from producer_api.rendering import ChunkRenderer
 from producer_api.streams import ReplyStream
@@ -480,7 +481,7 @@ def cancel_once(stack: contextlib.ExitStack) -> None:
 def forget_claims_by_own_clock(stack: contextlib.ExitStack) -> None:
     """A replica whose clock is ahead forgets a claim that the broker's time lets live."""
 
-    def prune(self: ClaimBook, now_ms: float) -> None:
-        old(self, now_ms + 2000)
+    async def prune(self: Claims) -> None:
+        self.book.prune(self._clock.now_ms() + 2000)
 
-    old = _put(stack, ClaimBook, "prune", prune)
+    _put(stack, Claims, "_prune", prune)

@@ -6,7 +6,7 @@ When the product's schedule changes, `python -m tests.simulation.repin` finds th
 """
 
 FOUND: dict[int, str] = {
-    2: "a takeover through a writer that had broken",
+    56: "a takeover through a writer that had broken",
     6: "deadlines by a worker's own wall clock",
     9: "a partition was resumed without a position",
     12: "`Accepted` without its request, under a key",
@@ -50,7 +50,7 @@ CAUGHT_BY: dict[str, tuple[int, ...]] = {
     "two_wall_clocks": (6, 8, 16),
     "resume_without_position": (9, 12, 19),
     "accepted_side_by_side": (2, 92, 208),
-    "speak_while_broken": (2, 105, 468),
+    "speak_while_broken": (56, 100, 110),
     "cancel_once": (161, 245, 313),
     "forget_claims_by_own_clock": (236, 264, 555),
 }
