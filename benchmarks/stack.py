@@ -44,7 +44,6 @@ class RunningStack:
             )
         self.key = ""
         self.bootstrap = ""
-        self.pids: dict[str, int] = {}
         self._metrics: dict[str, int] = {}
 
     def __enter__(self) -> Self:
@@ -55,7 +54,6 @@ class RunningStack:
                 raise SystemExit(f"inferlog up did not become ready:\n{self._said()}")
             time.sleep(0.1)
         state = json.loads((self.folder / "up.json").read_text())
-        self.pids = state["pids"]
         self.bootstrap = state["bootstrap"]
         said = self._said()
         line = next(it for it in said.splitlines() if it.startswith("Metrics:"))
@@ -85,6 +83,12 @@ class RunningStack:
                 self._up.wait()
 
     # --- what is measured
+
+    @property
+    def pids(self) -> dict[str, int]:
+        """Each part's process as it is now, restarted or not: `api-0`, `worker-0`, `kafka-1` …"""
+        state: dict[str, dict[str, int]] = json.loads((self.folder / "up.json").read_text())
+        return state["pids"]
 
     def processes(self, part: str) -> list[psutil.Process]:
         """Those of `api`, `worker` or `kafka`, with their children."""

@@ -7,14 +7,16 @@ from core.limits import DEFAULT_LIMITS
 from schemas.requests import TIERS
 from tests.checker.history import History
 from tests.checker.topics_read import TopicsRead
+from topics.catalogue import TopicSettings
 
 GAUGES: dict[str, float] = {
     "inferlog_open_streams": DEFAULT_LIMITS.open_streams,
     "inferlog_requests_waiting": DEFAULT_LIMITS.waiting_requests * len(TIERS),
-    "inferlog_log_scans_running": DEFAULT_LIMITS.scans_per_tenant,
+    "inferlog_log_scans_running": DEFAULT_LIMITS.scans_per_partition
+    * TopicSettings().reply_partitions,
     "inferlog_claims_live": DEFAULT_LIMITS.claims_per_tenant,
 }
-"""Of a process that serves one tenant with the default limits."""
+"""Of a process that serves one tenant with the default limits and topics."""
 
 
 def check_spans(history: History, read: TopicsRead) -> Iterator[str]:

@@ -140,7 +140,7 @@ def begin_a_lower_tier_first(log: Log) -> None:
 
 
 def open_too_many(log: Log) -> None:
-    log.history.samples.append(Sample("api-0", "inferlog_log_scans_running", 3.0))
+    log.history.samples.append(Sample("api-0", "inferlog_log_scans_running", 13.0))
 
 
 def begin_too_far_ahead(log: Log) -> None:

@@ -85,7 +85,6 @@ ROWS = [
     Row("skip_the_fence", kill_workers, "I5", "no fence of its own before"),
     Row("fold_nothing", kill_workers, "I2", "goes on from"),
     Row("resume_off_by_one", kill_workers, "I2", "goes on from"),
-    Row("marks_forget_the_found", kill_workers, "I4", "was spoken for at"),
     Row("commit_early", nothing, "I4", "was committed, and at"),
     Row("skip_one_on_resume", kill_a_replica, "I2", "visible:"),
     Row("every_claim_wins", race_for_keys, "I3", "lost, and it was published"),

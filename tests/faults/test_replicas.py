@@ -53,11 +53,21 @@ async def test_a_replica_dies_and_its_readers_go_on_elsewhere(
     assert any(it.resumes for it in clients.history if it.kind == "stream")
 
 
+@pytest.fixture(scope="module")
+def unhurried(kafka_libs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
+    """Ten tokens a second: one program can read 200 streams and see each token when it comes."""
+    options = ("tokens_per_second=10", "slots=400")
+    running = RunningStack(tmp_path_factory.mktemp("unhurried"), workers=2, engine_options=options)
+    yield running
+    running.end()
+
+
 @pytest.mark.slow
-async def test_200_open_streams_outlive_their_replica(stack: RunningStack, load: Load) -> None:
+async def test_200_open_streams_outlive_their_replica(unhurried: RunningStack, load: Load) -> None:
     """Row 4: all of them were open on one replica; each resumes with no gap and nothing twice."""
+    stack = unhurried
     async with load(
-        stack, 202, requests=200, per_second=100.0, kinds=("stream",), max_tokens=(800, 800)
+        stack, 202, requests=200, per_second=100.0, kinds=("stream",), max_tokens=(150, 150)
     ) as clients:
         clients.streams_go_to = stack.replicas[0]
         open_ones = await clients.reading(200)
