@@ -12,7 +12,7 @@ FOUND: dict[int, str] = {
     12: "`Accepted` without its request, under a key",
     17: "a commit's positions did not cover ends without a start",
     106: "a cancel that was carried out was forgotten",
-    240: "a commit that changes nothing took the group's offset back",
+    599: "a commit that changes nothing took the group's offset back",
     236: "a claim forgotten by a clock that was ahead",
     146: "a stream that was over said so only after a wait, to clients of less patience",
     436: "the same",
