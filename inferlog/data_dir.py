@@ -111,7 +111,13 @@ class DataDir:
             return None
         except (OSError, ValueError) as error:
             raise CommandFailed(f"{self.path / STATE} cannot be read ({error})") from None
-        state = UpState(**{**known, "replica_urls": tuple(known["replica_urls"])})
+        try:
+            state = UpState(**{**known, "replica_urls": tuple(known["replica_urls"])})
+        except (KeyError, TypeError):
+            raise CommandFailed(
+                f"{self.path / STATE} is damaged, or of another version: is the inferlog up that "
+                "runs there an older one?"
+            ) from None
         return state if _alive(state.pid) else None
 
 

@@ -20,6 +20,8 @@ from inferlog.problems import CommandFailed, WrongUsage
 from inferlog.status import Status, WorkerStatus, tables
 from inferlog.terminal import PIPED_COLUMNS, console
 from inferlog.trace import read_trace
+from topics.broker import BrokerFailed, LocalCluster
+from topics.broker_process import explain
 from topics.kafka.clients import describe
 from topics.ports import LogError, TopicState
 from topics.settings import ClusterSettings
@@ -281,3 +283,35 @@ def test_nohup_is_respected() -> None:
     # it went on until its own limit
     assert "in order" not in said
     assert process.returncode == 1
+
+
+# --- a data folder that is not as it should be
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"pid": 1}', '{"replica_urls": [], "later": 1}'])
+def test_the_state_of_another_version_is_a_sentence(text: str, tmp_path: Path) -> None:
+    (tmp_path / "up.json").write_text(text)
+    with pytest.raises(CommandFailed, match=r"up\.json (cannot be read|is damaged)"):
+        DataDir(tmp_path).read_state()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"cluster_id": "a"}'])
+async def test_a_damaged_cluster_is_a_sentence(text: str, tmp_path: Path) -> None:
+    (tmp_path / "cluster.json").write_text(text)
+    with pytest.raises(BrokerFailed, match="is damaged, or of another version"):
+        await LocalCluster(tmp_path, libs=tmp_path).start()
+
+
+def test_the_reason_of_a_failed_start_is_its_own(tmp_path: Path) -> None:
+    log = tmp_path / "kafka.log"
+    earlier = "java.io.IOException: No space left on device\n"
+    log.write_text(
+        f"{earlier}12 ERROR fatal\njava.lang.RuntimeException: Unknown version 9\n\tat x\n"
+    )
+    assert explain(log).startswith("the disk is full: make room")
+    assert explain(log, len(earlier)) == (
+        f"it said: java.lang.RuntimeException: Unknown version 9 (log: {log})"
+    )
+    log.write_text("invalid option -- 5\n\n")
+    assert explain(log, len(earlier)) == f"it said: invalid option -- 5 (log: {log})"
+    assert explain(tmp_path / "none") == f"its log says why: {tmp_path / 'none'}"
