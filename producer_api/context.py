@@ -12,7 +12,7 @@ from producer_api.json_bodies import fingerprint, parse_json
 from producer_api.openai_bodies import parse_request
 from producer_api.pipeline import Pipeline
 from producer_api.response_bodies import parse_response_request
-from producer_api.submission import Draft, IdempotencyKey
+from producer_api.submission import Draft, IdempotencyKey, lowered
 from producer_api.tickets import Tickets
 from runtime.metrics import Metrics
 from schemas.requests import CHAT, COMPLETIONS, RESPONSES, Deadlines, Endpoint, RequestInfo
@@ -152,17 +152,7 @@ def _deadlines(header: str | None, limits: Limits) -> Deadlines:
             "'Inferlog-Timeout' must be a positive number of seconds.",
             param="Inferlog-Timeout",
         )
-    total_s = min(seconds, budgets.total_seconds)
-    return replace_deadlines(budgets, total_s)
-
-
-def replace_deadlines(budgets: Deadlines, total_s: float) -> Deadlines:
-    """The same budgets with a lower total; none of them may outlast it."""
-    return Deadlines(
-        start_seconds=min(budgets.start_seconds, total_s),
-        first_token_seconds=min(budgets.first_token_seconds, total_s),
-        total_seconds=total_s,
-    )
+    return lowered(budgets, seconds)
 
 
 def _idempotency_key(header: str | None, limits: Limits) -> str | None:

@@ -1,5 +1,6 @@
 """Submitting under an Idempotency-Key: one visible execution per key, the same answer for all."""
 
+from dataclasses import replace
 from typing import Protocol
 
 from core.errors import Refusal
@@ -10,7 +11,7 @@ from producer_api.placement import Placement, pool_of
 from producer_api.publisher import request_value
 from producer_api.retrieval import Deleted
 from producer_api.streams import ReplyStream
-from producer_api.submission import Draft, IdempotencyKey, Snapshot, Submission
+from producer_api.submission import Draft, IdempotencyKey, Snapshot, Submission, lowered
 from runtime.clock import BrokerClock
 from runtime.metrics import Metrics
 from schemas.ids import parse_request_id
@@ -146,9 +147,15 @@ class KeyedSubmitter:
     async def _take_over(
         self, draft: Draft, live: Judged, traceparent: str | None, until_s: float
     ) -> Submission:
-        """A claim without a request: its replica may have died between the two."""
+        """A claim without a request: its replica may have died between the two.
+
+        A retry may have more time than the first try had; its run must not outlast the claim's life,
+        or the key would be free while it runs.
+        """
         limits, now_ms = self._path.limits, self._clock.now_ms()
         request_id = live.claim.request_id
+        longest_s = (live.claim.life_seconds - limits.deadline_margin_seconds) / 2
+        draft = replace(draft, deadlines=lowered(draft.deadlines, longest_s))
         claimed_s = (now_ms - live.append_ms) / 1000
         age_s = (now_ms - parse_request_id(request_id).time_ms) / 1000
         if claimed_s <= limits.claim_lease_seconds:

@@ -21,6 +21,16 @@ from schemas.requests import (
 State = Literal["queued", "in_progress", "completed", "failed", "cancelled", "expired"]
 
 
+def lowered(budgets: Deadlines, total_s: float) -> Deadlines:
+    """The same budgets with a total of at most so much; none of them may outlast it."""
+    total_s = min(total_s, budgets.total_seconds)
+    return Deadlines(
+        start_seconds=min(budgets.start_seconds, total_s),
+        first_token_seconds=min(budgets.first_token_seconds, total_s),
+        total_seconds=total_s,
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Draft:
     """A checked request that has no id yet."""

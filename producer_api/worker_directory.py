@@ -71,13 +71,10 @@ class WorkerDirectory:
 
     async def _read(self, wait_seconds: float) -> bool:
         assert self._tail is not None
+        began_ms = self._clock.wall_ms()
         records = await self._tail.read(max_wait_seconds=wait_seconds)
-        if records and self._caught_up and self._clock.offset_ms == 0.0:
-            # until the first ack tells better: what comes in now was appended a moment ago, so one
-            # of the clocks is wrong if it says otherwise, and it is the broker's that counts
-            now_ms = self._clock.wall_ms()
-            if not now_ms - LATE_MS <= records[-1].time_ms <= now_ms:
-                self._clock.observe(records[-1].time_ms, now_ms - LATE_MS, now_ms)
+        if records and self._caught_up and not self._clock.observed:
+            self._correct_clock(records[-1].time_ms, began_ms)
         for record in records:
             name = (record.key or b"").decode(errors="replace")
             if record.value is None:
@@ -94,6 +91,19 @@ class WorkerDirectory:
                     model.name, model.context_tokens, model.state, state.pool, record.time_ms
                 )
         return bool(records)
+
+    def _correct_clock(self, appended_ms: int, began_ms: int) -> None:
+        """Until the first ack tells better: what comes in now was appended a moment ago.
+
+        So one of the clocks is wrong if it says otherwise, and it is the broker's that counts. That
+        is no reason while they differ by less than clocks may, or where this process has slept: then
+        it is the record that is old.
+        """
+        now_ms = self._clock.wall_ms()
+        skew_ms = self._limits.clock_skew_seconds * 1000
+        plausible = now_ms - LATE_MS - skew_ms <= appended_ms <= now_ms + skew_ms
+        if not plausible and now_ms - began_ms < LATE_MS:
+            self._clock.observe(appended_ms, now_ms - LATE_MS, now_ms)
 
     def models(self) -> list[ModelEntry]:
         """Every model that was ever announced and is still on the log, by name."""

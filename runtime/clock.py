@@ -52,6 +52,7 @@ class BrokerClock:
         self._offset_ms = 0.0
         self._error_ms = skew_seconds * 1000
         self._observed_s = self._clock.monotonic_s()
+        self.observed = False
 
     def wall_ms(self) -> int:
         """Our own clock, for `sent_wall_ms` and `acked_wall_ms`."""
@@ -70,6 +71,7 @@ class BrokerClock:
         contradicts = abs(offset_ms - self._offset_ms) > error_ms + aged_ms
         if error_ms <= aged_ms or contradicts:
             self._offset_ms, self._error_ms, self._observed_s = offset_ms, error_ms, now_s
+            self.observed = True
 
     @property
     def offset_ms(self) -> float:

@@ -490,7 +490,7 @@ async def test_a_claim_without_a_request_is_published_after_the_lease_under_its_
         fingerprint=key("k").fingerprint,
         request_id=make_request_id(time_ms, 1, 77),
         q=str(q),
-        life_seconds=3600.0,
+        life_seconds=2 * 30.0 + DEFAULT_LIMITS.deadline_margin_seconds,
     )
     record_key = f"{place.tenant}\0k".encode()
     await place.log.partition_count(CLAIMS)
@@ -506,6 +506,7 @@ async def test_a_claim_without_a_request_is_published_after_the_lease_under_its_
     assert sorted(it.outcome for it in results) == [*["attached"] * 4, "new"]
     taken = await place.worker.take_all()
     assert [(it.request.id, it.q) for it in taken] == [(orphan.request_id, str(q))]
+    assert taken[0].request.deadlines.total_seconds == 30.0, "its key is not free while it runs"
     await place.worker.answer(taken[0], WORDS)
     for it in results:
         assert text_of(await drained(it.stream)) == "".join(WORDS)

@@ -1,0 +1,71 @@
+"""What a replica learns from `workers`; here: what it may conclude about its own clock."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from core.limits import Limits
+from producer_api.worker_directory import WorkerDirectory
+from runtime.clock import BrokerClock
+from topics.catalogue import WORKERS, TopicSettings, catalogue
+from topics.memory import MemoryLog
+
+LIMITS = Limits(clock_skew_seconds=10.0)
+
+
+class Hands:
+    """A clock that is moved by hand."""
+
+    def __init__(self, ms: int) -> None:
+        self.ms = ms
+
+    def monotonic_s(self) -> float:
+        return self.ms / 1000
+
+    def wall_ms(self) -> int:
+        return self.ms
+
+
+@asynccontextmanager
+async def directory(log: MemoryLog, clock: BrokerClock) -> AsyncIterator[WorkerDirectory]:
+    await log.create(catalogue("default", TopicSettings()))
+    it = WorkerDirectory(log, clock, LIMITS)
+    await it.start()
+    await asyncio.sleep(0.01)
+    it._caught_up = True  # as after its first second
+    yield it
+    await it.close()
+
+
+async def hear(log: MemoryLog) -> None:
+    appender = await log.appender()
+    await appender.append(WORKERS, 0, None, key=b"w")
+    await asyncio.sleep(0.05)
+    await appender.close()
+
+
+@pytest.mark.parametrize(("ahead_ms", "corrected"), [(3_600_000, True), (5_000, False)])
+async def test_a_clock_that_is_further_off_than_clocks_may_be_is_corrected(
+    ahead_ms: int, corrected: bool
+) -> None:
+    broker = Hands(1_000_000_000)
+    clock = BrokerClock(Hands(broker.ms + ahead_ms), LIMITS.clock_skew_seconds)
+    log = MemoryLog(clock_ms=broker.wall_ms)
+    async with directory(log, clock):
+        await hear(log)
+        assert (clock.now_ms() < broker.ms + 2_000) is corrected
+
+
+async def test_a_record_that_is_read_after_a_sleep_says_nothing_of_the_clock() -> None:
+    broker, own = Hands(1_000_000_000), Hands(1_000_000_000)
+    clock = BrokerClock(own, LIMITS.clock_skew_seconds)
+    log = MemoryLog(clock_ms=broker.wall_ms)
+    async with directory(log, clock):
+        appender = await log.appender()
+        await appender.append(WORKERS, 0, None, key=b"w")
+        own.ms += 60_000  # stopped, before the record that has come in was looked at
+        await asyncio.sleep(0.05)
+        assert clock.now_ms() == own.ms
+        await appender.close()
