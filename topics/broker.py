@@ -239,9 +239,13 @@ class LocalCluster:
         for node in missing:
             for port in (self._nodes[node].broker, self._nodes[node].controller):
                 if (reason := port_taken(port)) is not None:
+                    other = (
+                        f"remove {self._dir / 'cluster.json'} to have another one found"
+                        if self._wanted_ports is None
+                        else "choose another port"
+                    )
                     raise BrokerFailed(
-                        f"port {port} is not free ({reason}): stop what holds it, choose another "
-                        "port, or remove cluster.json in the data directory to have a new one found"
+                        f"Kafka's port {port} is not free ({reason}): stop what holds it, or {other}"
                     )
 
     async def _format(self, node: int, libs: Path) -> None:

@@ -1,5 +1,6 @@
 """What a stranger types in the first minutes: told in a sentence, whole, on any terminal."""
 
+import json
 import os
 import signal
 import subprocess
@@ -315,3 +316,14 @@ def test_the_reason_of_a_failed_start_is_its_own(tmp_path: Path) -> None:
     log.write_text("invalid option -- 5\n\n")
     assert explain(log, len(earlier)) == f"it said: invalid option -- 5 (log: {log})"
     assert explain(tmp_path / "none") == f"its log says why: {tmp_path / 'none'}"
+
+
+async def test_a_taken_port_of_kafka_says_which_file_to_remove(tmp_path: Path) -> None:
+    port = any_free("127.0.0.1", 2)
+    node = {"broker": port, "controller": port + 1}
+    memory = tmp_path / "cluster.json"
+    memory.write_text(json.dumps({"cluster_id": "a", "nodes": [node]}))
+    with listen_alone("127.0.0.1", port), pytest.raises(BrokerFailed) as failed:
+        await LocalCluster(tmp_path, libs=tmp_path).start()
+    assert f"port {port} is not free" in str(failed.value)
+    assert f"remove {memory} to have another one found" in str(failed.value)
