@@ -7,7 +7,6 @@ KEY` serves with our response (`ours`) or with sse-starlette's (`sse-starlette`)
 import asyncio
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import uvicorn
@@ -20,7 +19,7 @@ from producer_api import answers
 from producer_api.app import listen, make_app
 from producer_api.auth import ApiKeys
 from producer_api.mailbox import Mailbox
-from producer_api.streams import Follower, ReplyStream
+from producer_api.streams import ReplyStream, Source
 from producer_api.submission import Draft, Submission
 from runtime.metrics import Metrics
 from schemas.ids import make_request_id
@@ -99,9 +98,7 @@ class FedPipeline:
         self._number += 1
         request_id = make_request_id(1_700_000_000_000, 0, self._number)
         box = Mailbox((draft.tenant, request_id), 1024, 256 * 1024)
-        stream = ReplyStream(
-            box.key, self._shutdown, self._no_follower, self._no_place, lambda *_: False, box
-        )
+        stream = ReplyStream(box.key, self._shutdown, self._no_source, lambda *_: -1.0, box)
         tokens = draft.body.max_tokens or 1
         feed = Feed(box, tokens)
         if tokens <= AT_ONCE_TOKENS:
@@ -110,10 +107,7 @@ class FedPipeline:
             self._feeds.append(feed)
         return Submission(request_id, "new", stream)
 
-    def _no_follower(self) -> Follower:
-        raise AssertionError("a mailbox overflowed: the client is too slow for this pace")
-
-    def _no_place(self, _: float) -> AbstractAsyncContextManager[bool]:
+    def _no_source(self, _: int) -> Source:
         raise AssertionError("a mailbox overflowed: the client is too slow for this pace")
 
     def cancel_soon(self, tenant: str, request_id: str) -> None:

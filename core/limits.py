@@ -39,6 +39,9 @@ class Limits:
     metadata_count: int = _bound(16, "pairs", least=0)
     metadata_chars: int = _bound(512, "characters of a value")
     user_chars: int = _bound(512, "characters")
+    echo_bytes: int = _bound(
+        8192, "bytes, as JSON, of a response's instructions, and of its text.format"
+    )
     max_tokens_default: int = _bound(1024, "tokens")
     max_tokens: int = _bound(131_072, "tokens")
     schema_bytes: int = _bound(64 * 1024, "bytes of a JSON schema, estimated while it is walked")
@@ -74,6 +77,9 @@ class Limits:
     reply_retention_seconds: float = _bound(
         3600.0, "seconds that replies keeps an answer; a run may take half of it", least=0.1
     )
+    ticket_seconds: float = _bound(
+        60.0, "seconds that a ticket for one stream can be used", least=0.1
+    )
 
     # idempotency
     claim_life_seconds: float = _bound(
@@ -98,8 +104,20 @@ class Limits:
     open_streams: int = _bound(20_000, "streams per API replica")
     scans_per_tenant: int = _bound(
         2,
-        "log scans at once per tenant, in one API replica: status reads, and streams that catch up",
+        "log scans at once per tenant that have not caught up, in one API replica",
     )
+    scans_per_partition: int = _bound(
+        3,
+        "readers of one reply partition, shared by all answers read back from it, in one API replica",
+    )
+    result_cache_seconds: float = _bound(300.0, "seconds from the end of an answer", least=0)
+    result_cache_bytes: int = _bound(
+        64 * 1024 * 1024,
+        "bytes of memory, about: answers kept, and those on their way, per API replica",
+        least=0,
+    )
+    deleted_ids: int = _bound(100_000, "requests deleted within the retention of an answer")
+    tickets: int = _bound(100_000, "tickets used within their life")
     mailbox_events: int = _bound(1024, "events of one stream not yet sent")
     mailbox_bytes: int = _bound(256 * 1024, "bytes of one stream not yet sent")
     span_offsets: int = _bound(16_384, "offsets from the committed one, per request partition")

@@ -13,7 +13,7 @@ token by token. In log order:
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from schemas.replies import (
     Accepted,
@@ -55,6 +55,15 @@ class StreamState:
     def total(self) -> int:
         """The position that clients see: tokens of all choices accepted so far."""
         return sum(self.counts)
+
+    def copied(self) -> "StreamState":
+        """Another reader's own."""
+        return replace(
+            self,
+            counts=list(self.counts),
+            ended_choices=set(self.ended_choices),
+            started_epochs=set(self.started_epochs),
+        )
 
 
 def key_of(event: AnyEvent | Accepted) -> Key:

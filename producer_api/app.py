@@ -23,8 +23,9 @@ from producer_api.error_responses import error_response
 from producer_api.gate import Gate
 from producer_api.hot_routes import HotRoutes, hot_routes
 from producer_api.pipeline import Pipeline
-from producer_api.routes import openai, requests
+from producer_api.routes import openai, requests, responses
 from producer_api.settings import ApiSettings
+from producer_api.tickets import TicketAdmission, Tickets
 from runtime.metrics import Metrics
 from topics.ports import Log
 
@@ -43,9 +44,11 @@ def make_app(
 ) -> Any:
     """The whole ASGI application."""
     app = FastAPI(title="Inferlog", version="0.1.0", redirect_slashes=False)
-    app.state.context = ApiContext(pipeline, limits, metrics)
+    tickets = Tickets(keys.common_secret, limits)
+    app.state.context = ApiContext(pipeline, limits, metrics, tickets)
     app.include_router(openai.router)
     app.include_router(requests.router)
+    app.include_router(responses.router)
 
     @app.get("/health/live")
     async def live() -> dict[str, str]:
@@ -84,14 +87,23 @@ def make_app(
     async def on_failure(http: HttpRequest, error: Exception) -> Response:
         return await (refused if isinstance(error, Refusal) else failed)(http, error)
 
-    hot = HotRoutes(app, hot_routes([*openai.router.routes, *requests.router.routes]), on_failure)
-    gated: Any = Gate(hot, keys, limits, metrics)
+    making = [*openai.router.routes, *requests.router.routes, *responses.router.routes]
+    hot = HotRoutes(app, hot_routes(making), on_failure)
+    admission = TicketAdmission(tickets, pipeline, metrics)
+    gated: Any = Gate(hot, keys, limits, metrics, admission)
     if cors_origins:
         gated = CORSMiddleware(
             gated,
             allow_origins=list(cors_origins),
-            allow_methods=["GET", "POST"],
-            allow_headers=["authorization", "content-type", "idempotency-key", "last-event-id"],
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=[
+                "authorization",
+                "content-type",
+                "idempotency-key",
+                "last-event-id",
+                "prefer",
+                "inferlog-timeout",
+            ],
             expose_headers=["x-request-id", "idempotent-replayed"],
         )
     return gated

@@ -8,6 +8,7 @@ from core.limits import Limits
 from producer_api.claims import Claims
 from producer_api.placement import Placement, pool_of
 from producer_api.publisher import request_value
+from producer_api.retrieval import Deleted
 from producer_api.streams import ReplyStream
 from producer_api.submission import Draft, IdempotencyKey, Snapshot, Submission
 from runtime.clock import BrokerClock
@@ -32,7 +33,7 @@ class RequestPath(Protocol):
         *,
         keyed: bool,
     ) -> Submission: ...
-    async def open(self, tenant: str, request_id: str, *, after: int = 0) -> ReplyStream: ...
+    async def open(self, tenant: str, request_id: str) -> ReplyStream: ...
     async def status(self, tenant: str, request_id: str) -> Snapshot: ...
 
 
@@ -135,6 +136,8 @@ class KeyedSubmitter:
         """None: the log says nothing of it."""
         try:
             return await self._path.status(tenant, request_id)
+        except Deleted:
+            raise _gone() from None
         except Refusal as refusal:
             if refusal.code == "not_found":
                 return None

@@ -1,4 +1,4 @@
-"""The bounded buffer between the tail of replies and the one who answers a client."""
+"""A bounded box of visible events between a reader of the log and one client."""
 
 import asyncio
 
@@ -20,7 +20,7 @@ def _weight_bytes(event: Visible) -> int:
 
 
 class Mailbox:
-    """Events of one request as the tail accepts them."""
+    """Events of one request as a reader accepts them. Close it: it holds a timer."""
 
     def __init__(self, key: Key, events_max: int, bytes_max: int) -> None:
         self.key = key
@@ -37,11 +37,25 @@ class Mailbox:
     def put(self, event: Visible) -> bool:
         """Takes an event; False once the bound is passed: then the mailbox is of no more use."""
         if not self.overflowed:
-            self._events.append(event)
-            self._bytes += _weight_bytes(event)
-            if len(self._events) > self._events_max or self._bytes > self._bytes_max:
+            self.add(event)
+            if self.is_full:
                 self.overflow()
         return not self.overflowed
+
+    def add(self, event: Visible) -> None:
+        """Takes an event, whatever the bound says: whoever calls this looks at `is_full` himself."""
+        self._events.append(event)
+        self._bytes += _weight_bytes(event)
+
+    @property
+    def is_full(self) -> bool:
+        """True once the bound is passed."""
+        return len(self._events) > self._events_max or self._bytes > self._bytes_max
+
+    @property
+    def is_half_full(self) -> bool:
+        """True from half of the bound on."""
+        return 2 * len(self._events) > self._events_max or 2 * self._bytes > self._bytes_max
 
     def overflow(self) -> None:
         """Gives up: whoever reads goes on from the log."""
@@ -50,7 +64,7 @@ class Mailbox:
         self.wake()
 
     def wake(self) -> None:
-        """Called once per batch of the tail, after its puts."""
+        """Called once per batch of the reader, after its puts."""
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 

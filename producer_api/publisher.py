@@ -169,11 +169,15 @@ class Publisher:
 
     async def cancel(self, tenant: str, request_id: str, reason: str) -> None:
         """Appends the cancel; done when it is acknowledged. Idempotent. Raises Refusal."""
+        await self.tell(_cancel((tenant, request_id), reason))
+
+    async def tell(self, control: Control) -> None:
+        """Appends to `control`; done when it is acknowledged. Raises Refusal `unavailable`."""
         appender: Appender | None = None
         try:
             async with asyncio.timeout(self._limits.publish_seconds):
                 appender = self._appender or await self.open()
-                await appender.append(CONTROL, 0, _cancel_record((tenant, request_id), reason))
+                await appender.append(CONTROL, 0, encode(control))
         except (LogError, TimeoutError) as error:
             if appender is not None:
                 self._drop(appender)
@@ -197,7 +201,7 @@ class Publisher:
                 async with asyncio.timeout(self._limits.publish_seconds):
                     appender = self._appender or await self.open()
                     acks = [
-                        appender.append(CONTROL, 0, _cancel_record(key, "nobody waits for it"))
+                        appender.append(CONTROL, 0, encode(_cancel(key, "nobody waits for it")))
                         for key in keys
                     ]
                     for key, ack in zip(keys, acks, strict=True):
@@ -222,6 +226,6 @@ class Publisher:
             await appender.close()
 
 
-def _cancel_record(key: Key, reason: str) -> bytes:
+def _cancel(key: Key, reason: str) -> Control:
     tenant, request_id = key
-    return encode(Control(kind="cancel", tenant=tenant, request_id=request_id, reason=reason))
+    return Control(kind="cancel", tenant=tenant, request_id=request_id, reason=reason)

@@ -99,12 +99,35 @@ class Metrics:
             "Answers read back from the log: status, follow (no mailbox), mailbox (lost it)",
             "reason",
         )
-        self.log_scans_running = self._gauge("log_scans_running", "Those under way now")
+        self.log_scans_running = self._gauge(
+            "log_scans_running", "Readers of the log that those answers share now"
+        )
+        self.shared_scans = self._counter("shared_scans", "Such readers begun")
+        self.scan_members = self._counter(
+            "scan_members", "Answers that began, joined or were merged into a shared reader", "how"
+        )
+        self._declare_results()
         self.replies_behind_records = self._gauge(
             "replies_behind_records", "Reply records not yet read, over all home partitions"
         )
         self.cancels = self._counter(
             "cancels", "Requests cancelled: by disconnect, request or log", "source"
+        )
+
+    def _declare_results(self) -> None:
+        """API replicas: finished answers kept in memory, and what browsers are let in with."""
+        self.result_cache = self._counter(
+            "result_cache_lookups", "Answers looked up in memory: hit, miss", "outcome"
+        )
+        self.result_cache_bytes = self._gauge(
+            "result_cache_bytes", "About the memory of answers kept, or on their way"
+        )
+        self.result_cache_evictions = self._counter(
+            "result_cache_evictions", "Answers forgotten, for their age or for room", "reason"
+        )
+        self.deletions = self._counter("deletions", "Requests deleted by their clients")
+        self.tickets = self._counter(
+            "tickets", "Browser tickets: issued, redeemed, and those refused", "outcome"
         )
 
     def _declare_worker(self) -> None:

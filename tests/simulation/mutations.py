@@ -26,6 +26,7 @@ from core.scheduler import Scheduler
 from core.solitude import Solitude
 from core.stream import Reader
 from producer_api.publisher import Publisher
+from producer_api.rendering import ChunkRenderer
 from producer_api.streams import ReplyStream
 
 Mutation = Callable[[contextlib.ExitStack], None]
@@ -160,24 +161,41 @@ def accept_other_origins(stack: contextlib.ExitStack) -> None:
 def repeat_after_overflow(stack: contextlib.ExitStack) -> None:
     """A reader that lost its mailbox is told everything again."""
 
-    async def open_follower(self: ReplyStream) -> Any:
-        follower = await old(self)
-        self._skip = 0
-        return follower
+    def open_source(self: ReplyStream) -> Any:
+        self._source = self._follow(0)
+        return self._source
 
-    old = _put(stack, ReplyStream, "_open_follower", open_follower)
+    _put(stack, ReplyStream, "_open_source", open_source)
 
 
 @mutation
 def skip_one_on_resume(stack: contextlib.ExitStack) -> None:
     """A client that comes back misses the token after its position."""
 
-    def init(self: ReplyStream, *args: Any, **more: Any) -> None:
-        old(self, *args, **more)
-        if self._after:
-            self._after += 1
+    def init(self: ChunkRenderer, request_id: str, info: Any, after: int = 0) -> None:
+        old(self, request_id, info, after + 1 if after else 0)
 
-    old = _put(stack, ReplyStream, "__init__", init)
+    old = _put(stack, ChunkRenderer, "__init__", init)
+
+
+@mutation
+def expire_what_is_unread(stack: contextlib.ExitStack) -> None:
+    """A request past its time is called expired, whatever of the log was read by then."""
+
+    def is_over(self: ReplyStream, _: float) -> bool:
+        return not self._ahead and self._late_by(self.request_id, self._total_seconds) > 0
+
+    _put(stack, ReplyStream, "_is_over", is_over)
+
+
+@mutation
+def wait_though_over(stack: contextlib.ExitStack) -> None:
+    """A client with little patience never hears that its request has expired."""
+
+    async def fetch(self: ReplyStream, wait_seconds: float) -> Any:
+        return await old(self, wait_seconds or 30.0)
+
+    old = _put(stack, ReplyStream, "_fetch", fetch)
 
 
 # --- taking over
