@@ -10,6 +10,10 @@ from inferlog.progress import progress
 from tests.simulation.summary import Summary, run_many
 from tests.simulation.world import run
 
+VOLUME_SIZE = 64.0
+"""Where requests are counted and not seeds: what a world costs beside its requests is then shared by
+many of them, and faults hit more of them at once."""
+
 
 def main() -> int:
     """Returns 1 if anything was violated."""
@@ -18,13 +22,18 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, help="the first one")
     parser.add_argument("--seed", type=int, help="this one alone, with its trace")
     parser.add_argument("--requests", type=int, help="stop once so many requests were made")
-    parser.add_argument("--size", type=float, default=1.0, help="scales the requests of a seed")
+    parser.add_argument(
+        "--size",
+        type=float,
+        help=f"scales the requests of a seed; {VOLUME_SIZE:g} with --requests, else 1",
+    )
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--result", type=Path, help="keep the summary here, as JSON")
     arguments = parser.parse_args()
-    if arguments.seed is not None:
-        return _show(arguments.seed, arguments.size)
     wanted = arguments.requests
+    size = arguments.size or (VOLUME_SIZE if wanted is not None else 1.0)
+    if arguments.seed is not None:
+        return _show(arguments.seed, size)
     with progress("seeds" if wanted is None else "requests", wanted or arguments.seeds) as done:
 
         def on_progress(total: Summary) -> None:
@@ -33,20 +42,18 @@ def main() -> int:
         total = run_many(
             arguments.first,
             arguments.seeds,
-            size=arguments.size,
+            size=size,
             processes=arguments.processes,
             on_progress=on_progress,
             enough=lambda it: wanted is not None and it.requests >= wanted,
         )
-    text = json.dumps(
-        {"first_seed": arguments.first, "size": arguments.size, **total.table()}, indent=2
-    )
+    text = json.dumps({"first_seed": arguments.first, "size": size, **total.table()}, indent=2)
     print(text)  # noqa: T201  (a command)
     if arguments.result is not None:
         arguments.result.parent.mkdir(parents=True, exist_ok=True)
         arguments.result.write_text(text + "\n")
     for seed, violation in total.failed[:20]:
-        print(f"seed {seed}: {violation}\n    {repeat(seed, arguments.size)}", file=sys.stderr)  # noqa: T201  (a command)
+        print(f"seed {seed}: {violation}\n    {repeat(seed, size)}", file=sys.stderr)  # noqa: T201  (a command)
     return 1 if total.failed else 0
 
 

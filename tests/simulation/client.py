@@ -47,6 +47,8 @@ class Plan:
     patience_s: float = 4.0
     steps_back: int = 0
     """Resumes from so many chunks before the last one it saw."""
+    rests: float = 1.0
+    """How much longer than others it waits before it asks again."""
 
     @property
     def name(self) -> str:
@@ -111,7 +113,8 @@ class Client:
             if self.ended is not None:
                 return
             # a claim without a request may answer 409 for as long as a run could take
-            await asyncio.sleep((0.05 + 0.4 * self._random.random()) * (1 + tried / 8))
+            rest_s = (0.05 + 0.4 * self._random.random()) * (1 + tried / 8)
+            await asyncio.sleep(rest_s * plan.rests)
         self._history.broken.append(f"{plan.name} gave up on {self.request_id}")
 
     # --- one call each

@@ -35,6 +35,18 @@ def _weather(plan: WorldPlan, weather: Weather) -> None:
     plan.troubles.insert(0, Trouble(0.01, "weather", plan.chaos_s, weather))
 
 
+def _exact(plan: WorldPlan) -> None:
+    """All clocks agree, and readers that start late start as late as they can."""
+    plan.limits = replace(plan.limits, clock_skew_seconds=0.05)
+    plan.offsets_ms = [0]
+
+
+def _untrimmed(plan: WorldPlan) -> None:
+    """Retention takes nothing while the run lasts."""
+    plan.trims = False
+    plan.limits = replace(plan.limits, reply_retention_seconds=120.0)
+
+
 def _busy(plan: WorldPlan) -> None:
     """Everybody comes within the first second."""
     plan.clients = [
@@ -115,12 +127,95 @@ def speak_while_broken(plan: WorldPlan) -> None:
 @directed
 def half_fenced_is_not_fenced(plan: WorldPlan) -> None:
     """Owners that die between their fences and their B, and readers that come late."""
-    plan.limits = replace(plan.limits, clock_skew_seconds=0.05)
-    plan.offsets_ms = [0]
+    _exact(plan)
     _spread(plan, "ghost", 6)
     _spread(plan, "fence-deaf worker", 3)
 
 
+@directed
+def one_key_one_replica(plan: WorldPlan) -> None:
+    """Retries that publish the same id again where it was published first, within its first second.
+
+    No mutation is caught here: it shows that the turn of a key leaves an id one mailbox.
+    """
+    plan.replicas = 1
+    _untrimmed(plan)
+    plan.limits = replace(
+        plan.limits,
+        claim_lease_seconds=0.05,
+        claim_life_seconds=60.0,
+        publish_seconds=0.8,
+    )
+    _weather(plan, Weather(ack_lost=0.1, append_lost=0.1, append_late=0.1, slow=0.15))
+    draw = random.Random(f"{plan.seed}/keys")
+    first = replace(plan.clients[0], mode="stream", attach=True, cancels_after_s=None)
+    plan.clients = [
+        replace(first, number=number, at_s=draw.uniform(0.0, 1.5), key=f"key-{number % 2}")
+        for number in range(1, 9)
+    ]
+
+
+@directed
+def forget_claims_unread(plan: WorldPlan) -> None:
+    """Claims with short lives beside long ones, and a broker that is away while the short ones end."""
+    _exact(plan)
+    _untrimmed(plan)
+    plan.limits = replace(plan.limits, claim_life_seconds=1.0, deadline_margin_seconds=0.5)
+    _weather(plan, Weather(slow=0.4))
+    short = Deadlines(start_seconds=0.3, first_token_seconds=0.3, total_seconds=0.3)
+    first = replace(plan.clients[0], mode="stream", attach=True, cancels_after_s=None)
+    long = structs.replace(first.draft.deadlines, total_seconds=plan.limits.total_seconds)
+    draw = random.Random(f"{plan.seed}/lives")
+    plan.batches, plan.clients = [], []
+    for number in range(1, 13):
+        at_s = draw.uniform(0.0, 0.4) + (3.0 if number % 3 == 0 else 0.0)
+        draft = replace(first.draft, deadlines=short if number % 3 == 1 else long)
+        it = replace(first, number=number, at_s=at_s, draft=draft, key=f"key-{number // 3}")
+        plan.clients.append(it)
+    plan.troubles.append(Trouble(0.9, "broker away", 2.0))
+    plan.troubles.sort(key=lambda it: it.at_s)
+
+
+@directed
+def believe_any_ack(plan: WorldPlan) -> None:
+    """Clocks that agree, and acks that take long."""
+    _exact(plan)
+    _weather(plan, Weather(slow=0.4))
+
+
+@directed
+def expired_unread(plan: WorldPlan) -> None:
+    """Deadlines so short that what is looked at again is past them all, and processes that sleep."""
+    _untrimmed(plan)
+    plan.tokens_per_second, plan.session_s = 50.0, 6.0  # so that who sleeps loses nothing
+    plan.limits = replace(plan.limits, total_seconds=1.2, deadline_margin_seconds=0.5)
+    short = Deadlines(start_seconds=1.0, first_token_seconds=1.0, total_seconds=1.2)
+    plan.clients = [
+        replace(
+            it,
+            at_s=min(it.at_s, 1.5),
+            draft=replace(
+                it.draft,
+                deadlines=short,
+                body=structs.replace(it.draft.body, presence_penalty=0.5 * (it.number % 2)),
+            ),
+            key=None,
+            resumable=True,
+        )
+        for it in plan.clients
+    ]
+    plan.batches = []
+    # a broker that is away for longer than all deadlines may store late what was sent before them
+    plan.troubles = [it for it in plan.troubles if it.kind not in {"broker away", "weather"}]
+    draw = random.Random(f"{plan.seed}/sleep")
+    for _ in range(plan.workers):
+        plan.troubles.append(Trouble(draw.uniform(0.1, 1.0), "pause worker", 4.0))
+        plan.troubles.append(Trouble(draw.uniform(0.1, 1.0), "pause replica", 4.0))
+    plan.troubles.sort(key=lambda it: it.at_s)
+
+
+DIRECTED["forget_claims_by_own_clock"] = forget_claims_unread
+DIRECTED["hear_after_all_deadlines"] = expired_unread
 DIRECTED["nobody_is_late"] = half_fenced_is_not_fenced
 DIRECTED["no_commit_check"] = half_fenced_is_not_fenced
 

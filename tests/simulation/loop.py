@@ -15,7 +15,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 T = TypeVar("T")
 
@@ -50,13 +50,16 @@ PROCESS: "contextvars.ContextVar[Process]" = contextvars.ContextVar("process")
 
 
 class SimFuture(asyncio.Future[Any]):
-    """Hashed by a serial number, so that sets of futures have one order in every run."""
+    """Hashed by a serial number, so that sets of futures have one order in every run.
 
-    def __init__(self, *, loop: "SimLoop") -> None:
-        self._serial = loop.next_serial()
-        super().__init__(loop=loop)
+    Most are never hashed: the number is drawn when it is asked for.
+    """
+
+    _serial = 0
 
     def __hash__(self) -> int:
+        if not self._serial:
+            self._serial = cast("SimLoop", self.get_loop()).next_serial()
         return self._serial
 
 
@@ -69,6 +72,51 @@ class SimTask(asyncio.Task[Any]):
 
     def __hash__(self) -> int:
         return self._serial
+
+
+class SimHandle(asyncio.Handle):
+    """Asyncio's, without what it does for debugging: handles are most of what a run costs."""
+
+    __slots__ = ()
+
+    def __init__(
+        self, callback: Callable[..., Any], args: Any, loop: "SimLoop", context: Any
+    ) -> None:
+        self._context = context
+        self._loop = loop
+        self._callback = callback
+        self._args = args
+        self._cancelled = False
+
+    def cancel(self) -> None:
+        self._cancelled = True
+        self._callback = self._args = None  # type: ignore[assignment]  # as asyncio's own
+
+
+class SimTimer(asyncio.TimerHandle):
+    """The same for timers; a cancelled one is passed over when it is due."""
+
+    __slots__ = ()
+
+    def __init__(
+        self,
+        when_s: float,
+        callback: Callable[..., Any],
+        args: Any,
+        loop: "SimLoop",
+        context: Any,
+    ) -> None:
+        self._when = when_s
+        self._scheduled = True
+        self._context = context
+        self._loop = loop
+        self._callback = callback
+        self._args = args
+        self._cancelled = False
+
+    def cancel(self) -> None:
+        self._cancelled = True
+        self._callback = self._args = None  # type: ignore[assignment]  # as asyncio's own
 
 
 class Stuck(AssertionError):
@@ -184,7 +232,7 @@ class SimLoop(asyncio.BaseEventLoop):
     ) -> asyncio.Handle:
         if context is None:
             context = contextvars.copy_context()
-        handle = asyncio.Handle(callback, args, self, context)
+        handle = SimHandle(callback, args, self, context)
         process = context.get(PROCESS, self.world)
         process.ready.append(handle)
         if process.serial < 0 and not process.paused and not process.killed:
@@ -207,14 +255,11 @@ class SimLoop(asyncio.BaseEventLoop):
     ) -> asyncio.TimerHandle:
         if context is None:
             context = contextvars.copy_context()
-        handle = asyncio.TimerHandle(when, callback, args, self, context)
+        handle = SimTimer(when, callback, args, self, context)
         self._serial += 1
         process = context.get(PROCESS, self.world)
         heapq.heappush(self._timers, (when, self._serial, handle, process))
         return handle
-
-    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
-        """Asyncio's own hook: a cancelled timer is passed over when it is due."""
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
         error = context.get("exception")
@@ -265,7 +310,12 @@ class SimLoop(asyncio.BaseEventLoop):
             handle = ready.popleft()
             if not handle._cancelled:
                 self.handles_run += 1
-                handle._run()
+                try:
+                    handle._context.run(handle._callback, *handle._args)  # type: ignore[attr-defined]
+                except (SystemExit, KeyboardInterrupt):
+                    raise
+                except BaseException as error:  # noqa: BLE001  as asyncio's own loop does
+                    self.call_exception_handler({"message": "a handle", "exception": error})
             if process.serial < 0:
                 return  # it was stopped by what it ran
             if not ready:
@@ -280,7 +330,7 @@ class SimLoop(asyncio.BaseEventLoop):
         if not timers:
             raise Stuck("nothing will ever happen again")
         self._now_s = max(self._now_s, timers[0][0])
-        self.digest = zlib.crc32(b"%r" % self._now_s, self.digest)
+        self.digest = (self.digest * 31 + hash(self._now_s)) & 0xFFFFFFFF
         while timers and timers[0][0] <= self._now_s:
             _, _, handle, process = heapq.heappop(timers)
             if not handle._cancelled:

@@ -29,6 +29,7 @@ from producer_api.claims import Claims
 from producer_api.publisher import Publisher
 from producer_api.rendering import ChunkRenderer
 from producer_api.streams import ReplyStream
+from runtime.clock import BrokerClock
 
 Mutation = Callable[[contextlib.ExitStack], None]
 MUTATIONS: dict[str, Mutation] = {}
@@ -485,3 +486,40 @@ def forget_claims_by_own_clock(stack: contextlib.ExitStack) -> None:
         self.book.prune(self._clock.now_ms() + 2000)
 
     _put(stack, Claims, "_prune", prune)
+
+
+@mutation
+def forget_claims_unread(stack: contextlib.ExitStack) -> None:
+    """A claim is forgotten by the clock, though what lost to it may lie on the log unread."""
+
+    async def prune(self: Claims) -> None:
+        self.book.prune(self._clock.now_ms() - self._limits.clock_skew_seconds * 1000)
+
+    _put(stack, Claims, "_prune", prune)
+
+
+@mutation
+def believe_any_ack(stack: contextlib.ExitStack) -> None:
+    """An ack that took longer than clocks may differ is believed all the same."""
+
+    def init(self: BrokerClock, *_: Any, **__: Any) -> None:
+        old(self)
+
+    old = _put(stack, BrokerClock, "__init__", init)
+
+
+@mutation
+def hear_after_all_deadlines(stack: contextlib.ExitStack) -> None:
+    """What ends after its total deadline ends so, though its client may have been told `expired`."""
+
+    def fail(self: Scheduler, work: Any, error: Any, _: float) -> Any:
+        return old_fail(self, work, error, float("-inf"))
+
+    def report(self: Scheduler, said: Any, now_s: float, commands: Any) -> None:
+        work = self._runs.get(said.run_id)
+        if work is not None:
+            work.end_by_s = max(work.end_by_s, now_s + 0.001)
+        old_report(self, said, now_s, commands)
+
+    old_fail = _put(stack, Scheduler, "fail", fail)
+    old_report = _put(stack, Scheduler, "_report", report)

@@ -23,7 +23,7 @@ CAUGHT_BY: dict[str, tuple[int, ...]] = {
     "fence_one_partition": (8, 19, 121),
     "ignore_the_epoch": (12, 29, 36),
     "trust_the_generation": (0, 73, 232),
-    "keep_unasked": (7, 16, 29),
+    "keep_unasked": (5, 7, 16),
     "nobody_is_late": (0, 11, 37),
     "half_fenced_is_not_fenced": (0, 11, 37),
     "accept_other_origins": (5, 100, 228),
@@ -53,4 +53,7 @@ CAUGHT_BY: dict[str, tuple[int, ...]] = {
     "speak_while_broken": (17, 29, 39),
     "cancel_once": (161, 245, 313),
     "forget_claims_by_own_clock": (0, 1, 2),
+    "forget_claims_unread": (0, 5, 12),
+    "believe_any_ack": (63, 87, 98),
+    "hear_after_all_deadlines": (152, 169, 194),
 }

@@ -50,7 +50,10 @@ class WorldPlan:
 
 
 def make_plan(seed: int, size: float = 1.0) -> WorldPlan:
-    """`size` scales the number of requests."""
+    """`size` scales the number of requests, and the room that there is for them.
+
+    Faults last as long as ever; a large world has some more of them.
+    """
     draw = random.Random(f"{seed}/plan")
     trims = draw.random() < 0.12
     keys = draw.random() < 0.2
@@ -65,12 +68,13 @@ def make_plan(seed: int, size: float = 1.0) -> WorldPlan:
         publish_seconds=draw.choice([1.5, 3.0]),
         # where all clocks agree, readers that start late start as late as they can
         clock_skew_seconds=0.05 if exact else 2.0,
-        reply_retention_seconds=3 * total_s if trims else 60.0,
+        # a large world may take minutes to come to rest
+        reply_retention_seconds=3 * total_s if trims else 60.0 if size < 8 else 240.0,
         claim_life_seconds=draw.choice([1.0, 6.0]) if keys else 60.0,
         claim_lease_seconds=draw.choice([0.2, 0.6, 1.5]),
         span_offsets=draw.choice([2, 3, 4, 16, 16_384]),
         mailbox_events=draw.choice([3, 6, 1024]),
-        waiting_requests=draw.choice([2, 4, 64]),
+        waiting_requests=max(1, int(draw.choice([2, 4, 64]) * size)),
         scans_per_tenant=2,
     )
     plan = WorldPlan(
@@ -80,8 +84,8 @@ def make_plan(seed: int, size: float = 1.0) -> WorldPlan:
         workers=draw.choice([2, 2, 3]),
         replicas=2,
         request_partitions=draw.choice([1, 2, 2, 3]),
-        reply_partitions=draw.choice([1, 2, 2, 3]),
-        slots=draw.choice([2, 3, 8]),
+        reply_partitions=draw.choice([1, 2, 2, 3]) * max(1, round(size / 2)),
+        slots=max(1, int(draw.choice([2, 3, 8]) * size)),
         tokens_per_second=8.0 if cancels else draw.choice([8.0, 20.0, 50.0]),
         ttft_ms=draw.choice([5.0, 60.0]),
         session_s=draw.choice([1.0, 1.5, 2.5]),
@@ -94,7 +98,9 @@ def make_plan(seed: int, size: float = 1.0) -> WorldPlan:
     if keys and not trims:
         _draw_rivals(plan, draw)
     _draw_batches(plan, draw, max(0, int(draw.randint(0, 5) * size)))
-    _draw_troubles(plan, draw)
+    _draw_troubles(plan, draw, 5 if size >= 8 else 0)
+    if size >= 8:  # else most of what there is to do is to tell the impatient that it is not done
+        plan.clients = [replace(it, rests=5.0) for it in plan.clients]
     return plan
 
 
@@ -249,8 +255,8 @@ KINDS = (
 )
 
 
-def _draw_troubles(plan: WorldPlan, draw: random.Random) -> None:
-    for _ in range(draw.randint(1, 7)):
+def _draw_troubles(plan: WorldPlan, draw: random.Random, more: int) -> None:
+    for _ in range(draw.randint(1, 7) + more):
         kind = draw.choice(KINDS)
         seconds, weather = 0.0, None
         if kind.startswith("pause"):

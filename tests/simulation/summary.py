@@ -43,6 +43,7 @@ class Summary:
             "handles_run": self.handles,
             "virtual_seconds": round(self.virtual_seconds),
             "cpu_seconds": round(self.cpu_seconds, 1),
+            "requests_per_cpu_second": round(self.requests / max(0.001, self.cpu_seconds)),
             "cpu_milliseconds_per_seed": round(1000 * self.cpu_seconds / max(1, self.seeds), 1),
             "sometimes": dict(sorted(self.sometimes.items())),
         }

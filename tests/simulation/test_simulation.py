@@ -17,6 +17,7 @@ from tests.simulation.world import run
 
 ROOT = Path(__file__).resolve().parents[2]
 SEEDS = 500
+DIRECTED_SEEDS = 15
 
 
 def assert_held(summary: Summary) -> None:
@@ -56,6 +57,16 @@ def test_each_mutation_is_caught_by_three_seeds(name: str) -> None:
     assert missed == []
     if direct is not None:  # else the schedule alone would be what is caught
         assert [it for seed in seeds for it in run(seed, direct=direct).violations] == []
+
+
+SCHEDULES = {direct.__name__: direct for direct in DIRECTED.values()}
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("name", list(SCHEDULES))
+def test_directed_schedules_hold(name: str) -> None:
+    runs = [run(seed, direct=SCHEDULES[name]) for seed in range(DIRECTED_SEEDS)]
+    assert [f"seed {it.seed}: {violation}" for it in runs for violation in it.violations] == []
 
 
 def checksums(seeds: range) -> str:

@@ -284,6 +284,8 @@ class World:
                 self.history.broken.append(f"{life.get_name()} raised {life.exception()!r}")
         audit = loop.spawn(loop.process("auditor"), self._audit())
         await self._until(audit.done, 30.0, "an audit did not end")
+        # what a sender had given up may have landed since
+        await self._until(self._at_rest, QUIET_WITHIN_S, "not at rest after the audit")
 
     def _heal(self) -> None:
         self.peaceful = True
