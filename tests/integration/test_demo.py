@@ -78,7 +78,13 @@ def folder(kafka_libs: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("workers", [2, 1], ids=["with a standby", "alone"])
+@pytest.mark.parametrize(
+    "workers",
+    [
+        pytest.param(2, id="with a standby"),
+        pytest.param(1, id="alone", marks=pytest.mark.slow),
+    ],
+)
 def test_the_speaker_is_killed_and_every_token_comes_once(folder: Path, workers: int) -> None:
     words = ("--demo-rows", "4", "--no-keep-serving", "--demo-workers", str(workers))
     demo = Demo(folder, *words)
@@ -129,10 +135,10 @@ def test_the_speaker_is_killed_and_every_token_comes_once(folder: Path, workers:
 @pytest.mark.parametrize(
     "phase",
     [
-        "starting Kafka",
+        pytest.param("starting Kafka", marks=pytest.mark.slow),
         "starting api-0",
-        "The same request again",
-        "starting worker-1",
+        pytest.param("The same request again", marks=pytest.mark.slow),
+        pytest.param("starting worker-1", marks=pytest.mark.slow),
         "SIGKILL to",
     ],
 )
