@@ -39,7 +39,7 @@ CAUGHT_BY: dict[str, tuple[int, ...]] = {
     "marks_forget_the_found": (0, 1, 2),
     "every_claim_wins": (6, 8, 10),
     "lost_claims_revive": (8, 19, 22),
-    "commits_race": (452, 498, 832),
+    "commits_race": (498, 1366, 1629),
     "marks_forget_ends": (17, 21, 43),
     "two_wall_clocks": (6, 8, 16),
     "resume_without_position": (9, 17, 24),
