@@ -95,14 +95,14 @@ class WorkerDirectory:
     def _correct_clock(self, appended_ms: int, began_ms: int) -> None:
         """Until the first ack tells better: what comes in now was appended a moment ago.
 
-        So one of the clocks is wrong if it says otherwise, and it is the broker's that counts. That
-        is no reason while they differ by less than clocks may, or where this process has slept: then
-        it is the record that is old.
+        So one of the clocks is wrong if it says otherwise, and it is the broker's that counts. What
+        lies in our future says so for certain. What seems old is no reason while clocks may differ so
+        much, or where this process has slept: then it is the record that is old.
         """
         now_ms = self._clock.wall_ms()
         skew_ms = self._limits.clock_skew_seconds * 1000
-        plausible = now_ms - LATE_MS - skew_ms <= appended_ms <= now_ms + skew_ms
-        if not plausible and now_ms - began_ms < LATE_MS:
+        ahead = appended_ms < now_ms - LATE_MS - skew_ms and now_ms - began_ms < LATE_MS
+        if ahead or appended_ms > now_ms:
             self._clock.observe(appended_ms, now_ms - LATE_MS, now_ms)
 
     def models(self) -> list[ModelEntry]:

@@ -31,8 +31,10 @@ def _spread(plan: WorldPlan, kind: str, count: int) -> None:
 
 
 def _weather(plan: WorldPlan, weather: Weather) -> None:
+    """As long as there is trouble; of what lasts longer than `replies` keeps nothing is promised."""
+    longest_s = plan.limits.reply_retention_seconds / 2 if plan.trims else plan.chaos_s
     plan.troubles = [it for it in plan.troubles if it.kind != "weather"]
-    plan.troubles.insert(0, Trouble(0.01, "weather", plan.chaos_s, weather))
+    plan.troubles.insert(0, Trouble(0.01, "weather", min(plan.chaos_s, longest_s), weather))
 
 
 def _exact(plan: WorldPlan) -> None:
