@@ -2,6 +2,7 @@
 
 import importlib.util
 from dataclasses import replace
+from pathlib import Path
 
 from consumers.inference.engine.options import EngineOptionError, make_engine
 from consumers.inference.settings import WorkerSettings
@@ -27,6 +28,12 @@ def with_model(settings: WorkerSettings) -> WorkerSettings:
             "--engine scripted does without."
         )
     if settings.model is not None:
+        # a name is looked up by vLLM, which takes its time; a folder is there or not
+        if settings.model.startswith(("/", "./", "../", "~")):
+            folder = Path(settings.model).expanduser()
+            if not folder.exists():
+                raise WrongUsage(f"--model={settings.model}: there is no such folder")
+            return replace(settings, model=str(folder))
         return settings
     model = model_dir()
     if model is None:

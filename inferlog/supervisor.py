@@ -63,6 +63,8 @@ class Child:
         self._backoff = backoff or Backoff()
         self._process: asyncio.subprocess.Process | None = None
         self._ending = asyncio.Event()
+        # what the log held before the present run
+        self._log_bytes = 0
 
     @property
     def pid(self) -> int | None:
@@ -76,6 +78,7 @@ class Child:
         path.parent.mkdir(parents=True, exist_ok=True)
         keep_log_bounded(path)
         with path.open("ab") as output:
+            self._log_bytes = output.tell()
             self._process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "inferlog", *self.spec.arguments),
                 stdin=asyncio.subprocess.DEVNULL,
@@ -104,8 +107,11 @@ class Child:
                 self.on_death(self._process.pid)
             self._give_up_if_hopeless(code)
             pause_s = self._backoff.next_pause(loop.time() - began_s)
+            # a start that fails has a reason that its user need not wait for, or look up
+            said = "" if self.was_ready or code < 0 else self._said()
+            why = f": {said}" if said and not said.startswith("{") else ""
             self._report(
-                f"{self.spec.name} {_ended(code)}; starting it again in {pause_s:.1f} s "
+                f"{self.spec.name} {_ended(code)}{why}; starting it again in {pause_s:.1f} s "
                 f"(log: {self.spec.log_file})"
             )
             await asyncio.sleep(pause_s)
@@ -113,13 +119,17 @@ class Child:
         await asyncio.Event().wait()
 
     def _give_up_if_hopeless(self, code: int) -> None:
-        said = last_error(self.spec.log_file)
+        said = self._said()
         if code == EXIT_USAGE:
             raise WrongUsage(f"{self.spec.name} cannot run: {said}")
-        if not self.was_ready and self._backoff.crashes + 1 >= START_CRASHES_MAX:
+        # counted by starts: a model that fails after minutes would be forgiven each time
+        if not self.was_ready and self.starts >= START_CRASHES_MAX:
             raise CommandFailed(
                 f"{self.spec.name} {_ended(code)} {START_CRASHES_MAX} times while starting: {said}"
             )
+
+    def _said(self) -> str:
+        return last_error(self.spec.log_file, self._log_bytes)
 
     async def stop(self) -> None:
         """SIGTERM, then after the limit SIGKILL for its whole group. Idempotent."""
@@ -200,11 +210,15 @@ def end_group(pid: int) -> None:
         os.killpg(pid, signal.SIGKILL)
 
 
-def last_error(path: Path) -> str:
-    """The last line of a log that says what was wrong, without its trace."""
+def last_error(path: Path, start: int = 0) -> str:
+    """The last line of a log that says what was wrong, without its trace.
+
+    Bytes before `start` are of earlier runs; a log that is shorter was begun anew.
+    """
     with contextlib.suppress(OSError):
+        size = path.stat().st_size
         with path.open("rb") as log:
-            log.seek(max(0, path.stat().st_size - 20_000))
+            log.seek(max(start if start <= size else 0, size - 20_000))
             lines = [line.strip() for line in log.read().decode(errors="replace").splitlines()]
         errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
         if errors:

@@ -1,6 +1,5 @@
 """What a stranger types in the first minutes: told in a sentence, whole, on any terminal."""
 
-import json
 import os
 import signal
 import subprocess
@@ -13,16 +12,16 @@ import pytest
 from aiokafka.errors import KafkaConnectionError
 from rich.table import Table
 
+from consumers.inference.settings import WorkerSettings
 from inferlog import topics
 from inferlog.client_settings import LogReadingSettings, TopicsCommand
 from inferlog.data_dir import DataDir, UpState, key_values
+from inferlog.engine_choice import with_model
 from inferlog.local_ports import any_free, listen_alone, url_host
 from inferlog.problems import CommandFailed, WrongUsage
 from inferlog.status import Status, WorkerStatus, tables
 from inferlog.terminal import PIPED_COLUMNS, console
 from inferlog.trace import read_trace
-from topics.broker import BrokerFailed, LocalCluster
-from topics.broker_process import explain
 from topics.kafka.clients import describe
 from topics.ports import LogError, TopicState
 from topics.settings import ClusterSettings
@@ -113,6 +112,20 @@ def test_keys_that_cannot_be_read_are_wrong_usage(tmp_path: Path) -> None:
     (tmp_path / "latin").write_bytes(b"default:caf\xe9")
     with pytest.raises(WrongUsage, match="no UTF-8"):
         key_values(tmp_path / "latin")
+
+
+def test_a_model_folder_that_is_not_there_is_refused_before_it_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: object())
+    missing = tmp_path / "model"
+    settings = WorkerSettings(engine="vllm", model=str(missing))
+    with pytest.raises(WrongUsage, match="there is no such folder"):
+        with_model(settings)
+    missing.mkdir()
+    assert with_model(settings) == settings
+    named = replace(settings, model="some-hub/model")
+    assert with_model(named) == named
 
 
 # --- what is running
@@ -284,46 +297,3 @@ def test_nohup_is_respected() -> None:
     # it went on until its own limit
     assert "in order" not in said
     assert process.returncode == 1
-
-
-# --- a data folder that is not as it should be
-
-
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"pid": 1}', '{"replica_urls": [], "later": 1}'])
-def test_the_state_of_another_version_is_a_sentence(text: str, tmp_path: Path) -> None:
-    (tmp_path / "up.json").write_text(text)
-    with pytest.raises(CommandFailed, match=r"up\.json (cannot be read|is damaged)"):
-        DataDir(tmp_path).read_state()
-
-
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"cluster_id": "a"}'])
-async def test_a_damaged_cluster_is_a_sentence(text: str, tmp_path: Path) -> None:
-    (tmp_path / "cluster.json").write_text(text)
-    with pytest.raises(BrokerFailed, match="is damaged, or of another version"):
-        await LocalCluster(tmp_path, libs=tmp_path).start()
-
-
-def test_the_reason_of_a_failed_start_is_its_own(tmp_path: Path) -> None:
-    log = tmp_path / "kafka.log"
-    earlier = "java.io.IOException: No space left on device\n"
-    log.write_text(
-        f"{earlier}12 ERROR fatal\njava.lang.RuntimeException: Unknown version 9\n\tat x\n"
-    )
-    assert explain(log).startswith("the disk is full: make room")
-    assert explain(log, len(earlier)) == (
-        f"it said: java.lang.RuntimeException: Unknown version 9 (log: {log})"
-    )
-    log.write_text("invalid option -- 5\n\n")
-    assert explain(log, len(earlier)) == f"it said: invalid option -- 5 (log: {log})"
-    assert explain(tmp_path / "none") == f"its log says why: {tmp_path / 'none'}"
-
-
-async def test_a_taken_port_of_kafka_says_which_file_to_remove(tmp_path: Path) -> None:
-    port = any_free("127.0.0.1", 2)
-    node = {"broker": port, "controller": port + 1}
-    memory = tmp_path / "cluster.json"
-    memory.write_text(json.dumps({"cluster_id": "a", "nodes": [node]}))
-    with listen_alone("127.0.0.1", port), pytest.raises(BrokerFailed) as failed:
-        await LocalCluster(tmp_path, libs=tmp_path).start()
-    assert f"port {port} is not free" in str(failed.value)
-    assert f"remove {memory} to have another one found" in str(failed.value)

@@ -239,3 +239,25 @@ def test_the_reason_is_found_in_a_log(tmp_path: Path) -> None:
     assert last_error(path) == "the disk is full"
     path.write_text('{"level": "info"}\n{"level": "error", "event": "x"}\n{"level": "info"}\n')
     assert '"event": "x"' in last_error(path)
+
+
+async def test_a_start_that_fails_slowly_is_given_up_as_well(tmp_path: Path) -> None:
+    # A model that fails after half a minute was forgiven each time, and started for ever.
+    child, said = program(tmp_path, "import sys; sys.exit('error: no such model')")
+    child._backoff = Backoff(first_seconds=0.01, forgiven_after_seconds=0)
+    with pytest.raises(CommandFailed, match="5 times while starting: no such model"):
+        async with asyncio.timeout(20):
+            await child.watch()
+    assert said[0].startswith("worker-0 ended with exit code 1: no such model; starting it again")
+
+
+def test_what_an_earlier_run_said_is_no_reason_of_this_one(tmp_path: Path) -> None:
+    log = tmp_path / "worker-0.log"
+    log.write_text("error: of yesterday\n")
+    start = log.stat().st_size
+    assert last_error(log, start) == f"see {log}"
+    with log.open("a") as more:
+        more.write("something else\n")
+    assert last_error(log, start) == "something else"
+    log.write_text("anew\n")
+    assert last_error(log, start) == "anew"
