@@ -15,13 +15,16 @@ help: ## This list
 setup: ## Make .venv, fetch Kafka and the model; quick when done (ENGINE=vllm|scripted)
 	@bash requirements/setup.sh $(ENGINE)
 
-check: ## Lint, format, strict types, import contracts
+$(BIN)/ruff $(BIN)/uv:
+	@echo "error: nothing is set up here yet: make setup (ENGINE=scripted leaves out vLLM)" >&2; exit 1
+
+check: $(BIN)/ruff ## Lint, format, strict types, import contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-format: ## Put the code into its form
+format: $(BIN)/ruff ## Put the code into its form
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
@@ -33,25 +36,30 @@ test-all: setup ## The long ones as well
 
 soak: setup ## Volume runs alone
 	$(BIN)/python -m pytest -m soak $(PYTEST)
+	$(BIN)/python -m benchmarks.report
 
-faults: setup ## The whole fault matrix on real processes (half an hour; some rows need root, Go or faketime)
+faults: setup ## The whole fault matrix on real processes (RESULT=FILE keeps figures; some rows need root, Go, faketime)
 	$(BIN)/python -m pytest tests/faults -m "not soak" $(PYTEST)
 
+sim: ENGINE = scripted
 sim: setup ## Simulated failures (SEEDS=500; SEED=17: that one, in full; REQUESTS=1000000: so many)
 	@$(BIN)/python -m tests.simulation --seeds $(or $(SEEDS),500) $(if $(SEED),--seed $(SEED)) \
 		$(if $(FIRST),--first $(FIRST)) $(if $(REQUESTS),--requests $(REQUESTS) --seeds 1000000) \
 		$(if $(SIZE),--size $(SIZE)) $(if $(RESULT),--result $(RESULT))
 
-demo: setup ## Everything at once: Kafka, a worker, the API, an answer, a small load
+demo: setup ## Everything at once: an answer, a small load, a worker killed in the middle of its sentence
 	@$(BIN)/inferlog demo --engine $(ENGINE)
 
 up: setup ## Start Kafka, workers and the API (ARGS="--workers 2 --port 8000")
 	@$(BIN)/inferlog up --engine $(ENGINE) $(ARGS)
 
+bench-pipeline: ENGINE = scripted
 bench-pipeline: setup ## Measure the pipeline; results under benchmarks/results
 	$(BIN)/python -m benchmarks.pipeline
+	$(BIN)/python -m benchmarks.sse_response
+	$(BIN)/python -m benchmarks.report
 
-lock: ## Compile the pinned sets anew (UPGRADE=1: newest of everything)
+lock: $(BIN)/uv ## Compile the pinned sets anew (UPGRADE=1: newest of everything)
 	UPGRADE=$(UPGRADE) bash requirements/lock.sh $(BIN)/uv
 
 clean: ## Remove what was made here; downloads in the cache stay

@@ -1,166 +1,181 @@
 """What the pipeline itself costs: the scripted engine behind real Kafka, client on the same machine.
 
-Starts `inferlog up`, then measures accepting (POST /v1/requests → 202), whole chat answers and
-streams, each several times; prints medians with their range and keeps the raw figures as JSON.
-CPU is taken from process accounting, API and worker apart; broker and client are not counted.
+Three stacks, one after the other, differ in the pace of the engine:
+
+- `at_once`: a whole answer in one step. Accepting (POST /v1/requests → 202), whole answers, streams
+  of 16 tokens, 64 clients each; and one idle stream's time to first token, against the engine called
+  directly and against a bare round trip through the same broker.
+- `paced`: every stream gets 100 tokens/s, one by one: what a streamed token costs, 64 and 256 streams.
+- `flat_out`: 2,000 tokens/s asked for each of 64 streams: what there is to be had.
+
+Rounds of all cases of a stack are interleaved. CPU is user and system time from process accounting.
 """
 
-import asyncio
-import json
-import os
-import platform
-import signal
-import socket
-import statistics
-import subprocess
-import sys
+import argparse
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
-import psutil
+import uvloop
 
-REQUESTS = 1500
-CLIENTS = 32
-TOKENS = 16
+from benchmarks.first_token import measure_first_tokens
+from benchmarks.load import Kind, LoadClient, Order
+from benchmarks.plain_kafka import count_records
+from benchmarks.report import show_pipeline
+from benchmarks.results_file import Run
+from benchmarks.stack import RunningStack
+from topics.catalogue import REPLIES
+
 REPEATS = 5
-START_SECONDS = 90.0
-RESULTS = Path(__file__).parent / "results"
-
-Post = Callable[[httpx.AsyncClient, int], Awaitable[None]]
+TRIALS = 100
+IDLE_SECONDS = 3.0
 
 
-def body(number: int, *, stream: bool = False) -> dict[str, Any]:
-    """A chat of its own prompt."""
-    messages = [{"role": "user", "content": f"request {number} of the benchmark"}]
-    return {"model": "scripted", "max_tokens": TOKENS, "messages": messages, "stream": stream}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One kind of load."""
+
+    kind: Kind
+    requests: int
+    clients: int
+    tokens: int
+    client: str = "raw"
 
 
-async def accept(client: httpx.AsyncClient, number: int) -> None:
-    """Durably accepted, nobody waits for the answer."""
-    payload = {"endpoint": "/v1/chat/completions", "body": body(number)}
-    answer = await client.post("/v1/requests", json=payload)
-    assert answer.status_code == 202, answer.text
+AT_ONCE = {
+    "accept": Case(kind="accept", requests=2000, clients=64, tokens=16),
+    "whole": Case(kind="whole", requests=2000, clients=64, tokens=16),
+    "streamed": Case(kind="streamed", requests=2000, clients=64, tokens=16),
+    "whole_httpx": Case(kind="whole", requests=1000, clients=64, tokens=16, client="httpx"),
+}
+PACED = {
+    "paced_64": Case(kind="streamed", requests=128, clients=64, tokens=300),
+    "paced_256": Case(kind="streamed", requests=256, clients=256, tokens=300),
+}
+FLAT_OUT = {"flat_out_64": Case(kind="streamed", requests=128, clients=64, tokens=1000)}
+STACKS: dict[str, tuple[dict[str, Case], tuple[str, ...]]] = {
+    "at_once": (AT_ONCE, ("slots=1024",)),
+    "paced": (PACED, ("slots=1024", "tokens_per_second=100")),
+    "flat_out": (FLAT_OUT, ("slots=1024", "tokens_per_second=2000")),
+}
 
 
-async def whole(client: httpx.AsyncClient, number: int) -> None:
-    """The answer as one body."""
-    answer = await client.post("/v1/chat/completions", json=body(number))
-    assert answer.json()["usage"]["completion_tokens"] == TOKENS, answer.text
+class Bench:
+    """One stack under measurement."""
+
+    def __init__(self, stack: RunningStack, load: LoadClient) -> None:
+        self._stack = stack
+        self._load = load
+        self._asked = 0
+
+    def order(self, case: Case, *, requests: int | None = None) -> Order:
+        """The case as an order, with prompts that were never sent before."""
+        count = case.requests if requests is None else requests
+        first, self._asked = self._asked, self._asked + count
+        return Order(
+            port=self._stack.port,
+            key=self._stack.key,
+            kind=case.kind,
+            requests=count,
+            clients=min(case.clients, count),
+            tokens=case.tokens,
+            first=first,
+            client="httpx" if case.client == "httpx" else "raw",
+            keep_times=False,
+        )
+
+    def measure(self, case: Case) -> dict[str, float]:
+        """One repeat; what was only accepted runs to its end, and is counted."""
+        records = uvloop.run(count_records(self._stack.bootstrap, REPLIES))
+        before = self._stack.cpu_seconds()
+        carried = self._load.carry_out(self.order(case))
+        self._stack.wait_for_ended(self._asked)
+        after = self._stack.cpu_seconds()
+        records = uvloop.run(count_records(self._stack.bootstrap, REPLIES)) - records
+        spent = {part: after[part] - before[part] for part in after}
+        tokens = case.requests * case.tokens
+        return {
+            "requests_per_second": case.requests / carried.seconds,
+            "tokens_per_second": tokens / carried.seconds,
+            "api_cpu_us_per_request": spent["api"] / case.requests * 1e6,
+            "worker_cpu_us_per_request": spent["worker"] / case.requests * 1e6,
+            "broker_cpu_us_per_request": spent["kafka"] / case.requests * 1e6,
+            "client_cpu_us_per_request": carried.cpu_seconds / case.requests * 1e6,
+            "tokens_per_api_cpu_second": tokens / max(spent["api"], 0.001),
+            "tokens_per_worker_cpu_second": tokens / max(spent["worker"], 0.001),
+            "reply_records_per_request": records / case.requests,
+            "reply_records_per_token": records / tokens,
+        }
+
+    def idle(self) -> dict[str, float]:
+        """CPU-ms per second of each part while nothing is asked."""
+        before = self._stack.cpu_seconds()
+        time.sleep(IDLE_SECONDS)
+        after = self._stack.cpu_seconds()
+        return {part: (after[part] - before[part]) / IDLE_SECONDS * 1e3 for part in after}
+
+    def first_tokens(self, trials: int) -> dict[str, list[float]]:
+        """One round of trials of one idle stream, in seconds."""
+        warm_up = 10
+        order = self.order(AT_ONCE["streamed"], requests=trials + warm_up)
+        order = Order(**{**asdict(order), "requests": trials})
+        found = uvloop.run(measure_first_tokens(order, self._stack.bootstrap, warm_up))
+        return asdict(found)
 
 
-async def streamed(client: httpx.AsyncClient, number: int) -> None:
-    """The answer as server-sent events, read to the end."""
-    answer = await client.post("/v1/chat/completions", json=body(number, stream=True))
-    assert answer.text.endswith("data: [DONE]\n\n")
-
-
-def cpu_seconds(processes: list[psutil.Process]) -> float:
-    """User and system time of these processes so far."""
-    return sum(sum(process.cpu_times()[:2]) for process in processes)
-
-
-async def measure(
-    client: httpx.AsyncClient, post: Post, parts: dict[str, list[psutil.Process]]
-) -> dict[str, float]:
-    """One repeat: requests/s and CPU-µs per request of API and worker."""
-    before = {name: cpu_seconds(processes) for name, processes in parts.items()}
-    numbers = iter(range(REQUESTS))
-
-    async def run() -> None:
-        for number in numbers:
-            await post(client, number)
-
-    begun_s = time.perf_counter()
-    await asyncio.gather(*(run() for _ in range(CLIENTS)))
-    took_s = time.perf_counter() - begun_s
-    await asyncio.sleep(1.0)  # what was only accepted runs to its end, and is counted
-    spent = {name: cpu_seconds(processes) - before[name] for name, processes in parts.items()}
-    return {
-        "requests_per_second": REQUESTS / took_s,
-        "api_cpu_us": spent["api"] / REQUESTS * 1e6,
-        "worker_cpu_us": spent["worker"] / REQUESTS * 1e6,
-    }
-
-
-def processes_of(parent: psutil.Process) -> dict[str, list[psutil.Process]]:
-    """The API's and the worker's processes under `inferlog up`."""
-    children = parent.children(recursive=True)
-    return {
-        name: [it for it in children if it.cmdline()[-1:] == [name] or name in it.cmdline()[2:5]]
-        for name in ("api", "worker")
-    }
-
-
-async def run_all(url: str, key: str, parent: psutil.Process) -> dict[str, Any]:
-    """All cases, interleaved, so that a slow minute of the machine meets all alike."""
-    parts = processes_of(parent)
-    cases: dict[str, Post] = {"accept": accept, "whole": whole, "streamed": streamed}
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in cases}
-    limits = httpx.Limits(max_connections=CLIENTS, max_keepalive_connections=CLIENTS)
-    headers = {"Authorization": f"Bearer {key}"}
-    async with httpx.AsyncClient(
-        base_url=url, headers=headers, limits=limits, timeout=60.0, trust_env=False
-    ) as client:
-        for repeat in range(REPEATS + 1):
-            for name, post in cases.items():
-                figures = await measure(client, post, parts)
-                if repeat:  # the first round warms up
-                    found[name].append(figures)
+def run_stack(name: str, load: LoadClient, repeats: int, trials: int) -> dict[str, Any]:
+    """All cases of a stack, interleaved, so that a slow minute of the machine meets all alike."""
+    cases, options = STACKS[name]
+    words = [word for option in options for word in ("--engine-option", option)]
+    found: dict[str, Any] = {case: [] for case in cases}
+    with (
+        tempfile.TemporaryDirectory(prefix="inferlog-bench-") as folder,
+        RunningStack(Path(folder), *words) as stack,
+    ):
+        bench = Bench(stack, load)
+        rounds: list[dict[str, list[float]]] = []
+        for repeat in range(-1, repeats):
+            order = list(cases) if repeat % 2 else list(reversed(cases))
+            for case in order:
+                figures = bench.measure(cases[case])
+                if repeat >= 0:  # the round before warms up
+                    found[case].append(figures)
+            if name == "at_once" and repeat >= 0:
+                rounds.append(bench.first_tokens(trials))
+            print(f"{name}: round {max(repeat + 1, 0)} of {repeats}", flush=True)
+        found["idle_cpu_ms_per_second"] = bench.idle()
+        if rounds:
+            found["first_token_seconds"] = rounds
     return found
 
 
-def show(found: dict[str, list[dict[str, float]]]) -> None:
-    """Medians with the range."""
-    for name, repeats in found.items():
-        for figure in repeats[0]:
-            values = [it[figure] for it in repeats]
-            middle = statistics.median(values)
-            print(f"{name:9} {figure:20} {middle:8.0f}  ({min(values):.0f} to {max(values):.0f})")
-
-
-def wait_for_key(data_dir: Path, port: int, up: "subprocess.Popen[bytes]") -> str:
-    """The key, once the API is ready."""
-    until_s = time.monotonic() + START_SECONDS
-    while time.monotonic() < until_s and up.poll() is None:
-        try:
-            if httpx.get(f"http://127.0.0.1:{port}/health/ready", trust_env=False).is_success:
-                line = (data_dir / "api-keys").read_text().splitlines()[-1]
-                return line.partition(":")[2]
-        except (httpx.HTTPError, OSError):
-            pass
-        time.sleep(0.3)
-    raise SystemExit("inferlog up did not become ready")
+def settings(repeats: int, trials: int) -> Mapping[str, Any]:
+    """What another run would need to be the same."""
+    stacks = {
+        name: {"engine_options": options, "cases": {k: asdict(v) for k, v in cases.items()}}
+        for name, (cases, options) in STACKS.items()
+    }
+    return {"repeats": repeats, "first_token_trials": trials, "stacks": stacks}
 
 
 def main() -> None:
     """Starts everything, measures, keeps the result, ends everything."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    with tempfile.TemporaryDirectory() as folder:
-        data_dir = Path(folder)
-        command = [sys.executable, "-m", "inferlog", "up", "--engine", "scripted"]
-        command += ["--data-dir", folder, "--port", str(port)]
-        up = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        try:
-            key = wait_for_key(data_dir, port, up)
-            parent = psutil.Process(up.pid)
-            found = asyncio.run(run_all(f"http://127.0.0.1:{port}", key, parent))
-        finally:
-            up.send_signal(signal.SIGINT)
-            up.wait(timeout=30)
-    show(found)
-    machine = {"cores": os.cpu_count(), "python": platform.python_version()}
-    settings = {"requests": REQUESTS, "clients": CLIENTS, "tokens": TOKENS, "repeats": REPEATS}
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / "pipeline.json"
-    kept = {"machine": machine, "settings": settings, "figures": found}
-    path.write_text(json.dumps(kept, indent=1) + "\n")
-    print(f"kept in {path.relative_to(Path.cwd())}")
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=REPEATS)
+    parser.add_argument("--trials", type=int, default=TRIALS, help="of the idle stream, per round")
+    parser.add_argument("--stack", choices=list(STACKS), help="only this one; nothing is kept")
+    words = parser.parse_args()
+    run = Run("pipeline", settings(words.repeats, words.trials))
+    figures: dict[str, Any] = {}
+    with LoadClient() as load:
+        for name in [words.stack] if words.stack else STACKS:
+            figures |= {name: run_stack(name, load, words.repeats, words.trials)}
+    print(show_pipeline(figures))
+    if not words.stack:
+        run.keep(figures)
 
 
 if __name__ == "__main__":

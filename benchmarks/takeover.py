@@ -138,9 +138,10 @@ async def measure(kills: int, streams: int, folder: Path) -> dict[str, object]:
             for turn in range(kills):
                 await asyncio.sleep(4.0)  # the one killed before is back, and owns its share
                 index = turn % 2
+                pid = await worker_pid(folder, index)
                 watch.dead = f"{socket.gethostname()}-{port}-{index}"
                 watch.kill(watch.dead)
-                os.kill(worker_pid(folder, index), signal.SIGKILL)
+                os.kill(pid, signal.SIGKILL)
                 until_s = time.monotonic() + 30
                 while None in watch.orphans.values() and time.monotonic() < until_s:
                     await asyncio.sleep(0.01)
@@ -168,10 +169,13 @@ async def measure(kills: int, streams: int, folder: Path) -> dict[str, object]:
     }
 
 
-def worker_pid(folder: Path, index: int) -> int:
-    """The process id of a worker as it is now."""
-    state: dict[str, dict[str, int]] = json.loads((folder / "up.json").read_text())
-    return state["pids"][f"worker-{index}"]
+async def worker_pid(folder: Path, index: int) -> int:
+    """The process id of a worker, waited for while it is being started again."""
+    while True:
+        state: dict[str, dict[str, int]] = json.loads((folder / "up.json").read_text())
+        if (pid := state["pids"].get(f"worker-{index}")) is not None:
+            return pid
+        await asyncio.sleep(0.05)
 
 
 def main() -> None:

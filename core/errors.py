@@ -26,7 +26,6 @@ ERRORS: dict[str, ErrorKind] = {
     "unsupported_parameter": ErrorKind(400, _INVALID),
     "context_length_exceeded": ErrorKind(400, _INVALID),
     "invalid_api_key": ErrorKind(401, "authentication_error"),
-    "tier_not_allowed": ErrorKind(403, "permission_error"),
     "not_found": ErrorKind(404, _INVALID),
     "model_not_found": ErrorKind(404, _INVALID),
     "method_not_allowed": ErrorKind(405, _INVALID),

@@ -8,10 +8,20 @@ it cannot see has ended before the oldest claim that can still matter was append
 import heapq
 from dataclasses import dataclass
 
+from core.limits import Limits
 from schemas.operations import Claim
 
 ClaimKey = tuple[str, str]
 """(tenant, idempotency key)"""
+
+
+def claim_life_seconds(limits: Limits, total_seconds: float | None = None) -> float:
+    """How long a claim keeps its key: longer than its request, of that total deadline, can run.
+
+    Without a deadline: the longest life there is, by which `claims` is kept and read back.
+    """
+    total_s = limits.total_seconds if total_seconds is None else total_seconds
+    return max(limits.claim_life_seconds, 2 * total_s + limits.deadline_margin_seconds)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,6 @@ Only suspects are asked about: offsets between the committed one and the end of 
 partition at the time of the fence. Later ones nobody can have spoken for.
 """
 
-from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
@@ -189,6 +188,3 @@ class Fold:
         choices = self._choices.get(key, [])
         choices += [ChoiceLog() for _ in range(body.n - len(choices))]
         return Resume(tuple(choice.logged() for choice in choices), starts)
-
-
-VerdictOf = Callable[[Key, Origin, int, Body], Verdict]

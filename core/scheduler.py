@@ -45,7 +45,7 @@ from schemas.requests import TIERS, Tier
 class Scheduler:
     """Premium first, first come first served within a tier, up to the engine's slots.
 
-    What may be poison runs alone: see `core.solitude`.
+    What an earlier owner had begun goes before the rest of its tier. What may be poison runs alone: see `core.solitude`.
     """
 
     def __init__(
@@ -142,7 +142,8 @@ class Scheduler:
         elif self._solitude.concerns(work):
             self._solitude.add(work)
         else:
-            self._queues[work.request.tier].append(work)
+            queue = self._queues[work.request.tier]  # in front: those whose beginning was seen
+            queue.insert(sum(it.spoken for it in queue) if work.spoken else len(queue), work)
 
     def _start_next(self, now_s: float, commands: list[Command]) -> None:
         if self._draining or len(self._runs) >= self.slots:

@@ -13,7 +13,7 @@ token by token. In log order:
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from schemas.replies import (
     Accepted,
@@ -55,6 +55,15 @@ class StreamState:
     def total(self) -> int:
         """The position that clients see: tokens of all choices accepted so far."""
         return sum(self.counts)
+
+    def copied(self) -> "StreamState":
+        """Another reader's own."""
+        return replace(
+            self,
+            counts=list(self.counts),
+            ended_choices=set(self.ended_choices),
+            started_epochs=set(self.started_epochs),
+        )
 
 
 def key_of(event: AnyEvent | Accepted) -> Key:
@@ -196,6 +205,16 @@ class Reader:
             return None
         state.terminal = event
         return event
+
+
+ALTERNATIVE_BYTES = 128
+"""A tuple, a short text and a number."""
+
+
+def held_bytes(event: Tokens) -> int:
+    """About how much memory its text, its ids and its log probabilities take."""
+    alternatives = sum(2 + len(it.top) for it in event.logprobs) if event.logprobs else 0
+    return len(event.text) + 40 * len(event.token_ids) + ALTERNATIVE_BYTES * alternatives
 
 
 def is_terminal(event: Visible) -> bool:

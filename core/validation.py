@@ -9,7 +9,14 @@ from typing import Any
 
 from core.errors import Refusal
 from core.limits import Limits
-from schemas.requests import CHAT, Body, Request, ResponseFormat
+from schemas.requests import (
+    COMPLETIONS,
+    RESPONSES,
+    Body,
+    Request,
+    ResponseEcho,
+    ResponseFormat,
+)
 
 TENANT_CHARS_MAX = 128
 MODEL_CHARS_MAX = 256
@@ -24,6 +31,42 @@ def check_request(request: Request, limits: Limits) -> None:
     for seconds in (budgets.start_seconds, budgets.first_token_seconds, budgets.total_seconds):
         _check(math.isfinite(seconds) and seconds > 0, "deadlines", "are positive seconds")
     check_body(request.body, request.endpoint, limits)
+    if request.response is not None:
+        _check(request.endpoint == RESPONSES, "response", "belongs to /v1/responses")
+        check_echo(request.response, limits)
+
+
+def check_echo(echo: ResponseEcho, limits: Limits) -> None:
+    """The bounds of what a response repeats: it travels with more records than one."""
+    size = len((echo.instructions or "").encode(errors="replace"))
+    _check(
+        size <= limits.echo_bytes, "response", f"repeats at most {limits.echo_bytes} bytes of text"
+    )
+    if echo.text_format is not None:
+        _check_tree(echo.text_format, "response", limits.schema_depth + 1, limits.echo_bytes)
+    check_metadata(echo.metadata, limits)
+    _check(
+        len(echo.user or "") <= limits.user_chars,
+        "user",
+        f"must be a text of at most {limits.user_chars} characters",
+    )
+
+
+def check_metadata(metadata: Any, limits: Limits) -> None:
+    """Raises Refusal unless it is absent, or pairs of texts within their bounds."""
+    if metadata is None:
+        return
+    _check(
+        isinstance(metadata, dict) and len(metadata) <= limits.metadata_count,
+        "metadata",
+        f"must be at most {limits.metadata_count} pairs",
+    )
+    for name, value in metadata.items():
+        _check(
+            isinstance(value, str) and max(len(name), len(value)) <= limits.metadata_chars,
+            "metadata",
+            f"must map texts to texts of at most {limits.metadata_chars} characters",
+        )
 
 
 def check_body(body: Body, endpoint: str, limits: Limits) -> None:
@@ -41,6 +84,14 @@ def check_body(body: Body, endpoint: str, limits: Limits) -> None:
         _within("seed", body.seed, -(2**63), 2**63 - 1)
     if body.logprobs is not None:
         _within("logprobs", body.logprobs, 0, limits.top_logprobs)
+        # an answer that is not streamed is held whole, and each of these takes its place
+        tokens = body.n * (body.max_tokens or limits.max_tokens_default)
+        _check(
+            tokens * (1 + body.logprobs) <= limits.answer_logprobs,
+            "logprobs",
+            f"times the tokens of all choices may make at most {limits.answer_logprobs}: ask for "
+            "fewer alternatives, tokens or choices",
+        )
     _check_stop(body.stop, limits)
     _check_bias(body.logit_bias, limits)
     if body.response_format is not None:
@@ -58,7 +109,8 @@ def _within(param: str, value: float, low: float, high: float) -> None:
 
 
 def _check_text(body: Body, endpoint: str, limits: Limits) -> None:
-    if endpoint == CHAT:
+    chat = endpoint != COMPLETIONS
+    if chat:
         _check(body.prompt is None, "prompt", "belongs to /v1/completions, not to chat")
         messages = body.messages or ()
         _check(bool(messages), "messages", "must have at least one message")
@@ -79,7 +131,7 @@ def _check_text(body: Body, endpoint: str, limits: Limits) -> None:
         _check(body.messages is None, "messages", "belongs to /v1/chat/completions")
         _check(bool(body.prompt), "prompt", "must be a text of at least one character")
         texts = [body.prompt or ""]
-    param = "messages" if endpoint == CHAT else "prompt"
+    param = "messages" if chat else "prompt"
     size = 0
     for text in texts:
         try:
@@ -117,15 +169,16 @@ def _check_format(wanted: ResponseFormat, limits: Limits) -> None:
         _check(wanted.schema is None, "response_format", "of type json_object takes no schema")
         return
     _check(wanted.schema is not None, "response_format", "of type json_schema needs a schema")
-    nodes: list[tuple[Any, int]] = [(wanted.schema, 1)]
+    _check_tree(wanted.schema, "response_format", limits.schema_depth, limits.schema_bytes)
+
+
+def _check_tree(root: Any, param: str, depth_max: int, bytes_max: int) -> None:
+    """Depth and estimated size of JSON, walked without recursion."""
+    nodes: list[tuple[Any, int]] = [(root, 1)]
     size = 0
     while nodes:
         node, depth = nodes.pop()
-        _check(
-            depth <= limits.schema_depth,
-            "response_format",
-            f"schema may be at most {limits.schema_depth} levels deep",
-        )
+        _check(depth <= depth_max, param, f"schema may be at most {depth_max} levels deep")
         children: list[Any] = []
         if isinstance(node, dict):
             size += sum(len(name) for name in node)
@@ -135,9 +188,5 @@ def _check_format(wanted: ResponseFormat, limits: Limits) -> None:
         elif isinstance(node, str):
             size += len(node)
         size += 2 + len(children)
-        _check(
-            size <= limits.schema_bytes,
-            "response_format",
-            f"schema may have at most {limits.schema_bytes} bytes",
-        )
+        _check(size <= bytes_max, param, f"schema may have at most {bytes_max} bytes")
         nodes.extend((child, depth + 1) for child in children)

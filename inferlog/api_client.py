@@ -109,6 +109,8 @@ def resolve(settings: ClientSettings, environ: Mapping[str, str] = os.environ) -
             f"no `inferlog up` runs on {data_dir.path}. Start one, or name an API with --url and a "
             "key with INFERLOG_API_KEY."
         )
+    if not url.startswith(("http://", "https://")):
+        raise WrongUsage(f"--url={url}: an address such as http://127.0.0.1:8000 is expected")
     key = settings.api_key or environ.get("OPENAI_API_KEY" if settings.url else "INFERLOG_API_KEY")
     if key is None:
         file = state.api_keys_file if state else str(data_dir.path / "api-keys")

@@ -2,7 +2,7 @@
 
 import asyncio
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from inferlog.backoff import Backoff
@@ -20,11 +20,17 @@ KAFKA = "kafka"
 
 
 class SupervisedCluster:
-    """A local cluster whose nodes are started again when they end by themselves."""
+    """A local cluster whose nodes are started again when they end by themselves.
 
-    def __init__(self, cluster: LocalCluster, report: Report) -> None:
+    `on_change` is called after each end and each new start: the process ids are others then.
+    """
+
+    def __init__(
+        self, cluster: LocalCluster, report: Report, on_change: Callable[[], None] = lambda: None
+    ) -> None:
         self.cluster = cluster
         self._report = report
+        self._on_change = on_change
         self._backoff = Backoff()
 
     async def start(self) -> str:
@@ -40,19 +46,23 @@ class SupervisedCluster:
         while True:
             began_s = loop.time()
             node = await self.cluster.wait_exit()
+            self._on_change()
+            what = f"Kafka (node {node + 1}) ended"
             while True:
                 pause_s = self._backoff.next_pause(loop.time() - began_s)
                 self._report(
-                    f"Kafka (node {node + 1}) ended; starting it again in {pause_s:.1f} s "
+                    f"{what}; starting it again in {pause_s:.1f} s "
                     f"(log: {self.cluster.log_file(node)})"
                 )
                 await asyncio.sleep(pause_s)
                 began_s = loop.time()
                 try:
                     await self.cluster.start()
+                    self._on_change()
+                    self._report(f"Kafka (node {node + 1}) is back")
                     break
                 except BrokerFailed as error:
-                    self._report(f"Kafka did not start: {error}")
+                    what = f"Kafka did not start: {error}"
 
 
 def make_cluster(

@@ -12,6 +12,7 @@ from inferlog import client_settings as clients
 from inferlog import letter_settings as letters
 from inferlog import settings as commands
 from inferlog.flags import add_command, known_variables
+from inferlog.terminal import show_anything
 from runtime.settings import unknown_variables
 
 
@@ -31,7 +32,11 @@ def _action(module: str, action: str) -> Callable[[Any], int]:
 
 TABLE: tuple[tuple[str, type[Any], str], ...] = (
     ("up", commands.UpCommand, "Start Kafka, workers and the API, and keep them running."),
-    ("demo", commands.DemoCommand, "See it work: an answer, the same one recorded, a small load."),
+    (
+        "demo",
+        commands.DemoCommand,
+        "See it work: an answer, a small load, a worker killed in mid-sentence.",
+    ),
     ("send", clients.SendCommand, "Ask a question; the answer streams into the terminal."),
     ("replay", clients.ReplayCommand, "Replay a recorded hour of traffic, and measure."),
     ("status", clients.StatusCommand, "Tiers, lag, workers and slots, live."),
@@ -65,8 +70,8 @@ def build(only: str | None = None) -> typer.Typer:
         add_completion=False,
         # A traceback with local variables would show prompts and keys.
         pretty_exceptions_enable=False,
-        # Boxes and colours take a quarter of a second to import: not for the list of commands.
-        rich_markup_mode=None if only == "" else "rich",
+        # see PanelledCommand; and boxes and colours take a quarter of a second to import
+        rich_markup_mode=None,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_before_any)
@@ -77,11 +82,14 @@ def build(only: str | None = None) -> typer.Typer:
         else:
             app.command(name, help=summary)(_nothing)
     topics = typer.Typer(
-        help="Create or check the topics of a cluster.", no_args_is_help=True, add_completion=False
+        help="Create or check the topics of a cluster.",
+        no_args_is_help=True,
+        add_completion=False,
+        rich_markup_mode=None,
     )
     for action, summary in TOPICS:
         run = _action("topics", action)
-        add_command(topics, action, commands.TopicsCommand, run, summary)
+        add_command(topics, action, clients.TopicsCommand, run, summary)
     app.add_typer(topics, name="topics")
     app.add_typer(_dead_letters(), name="dead-letters")
     return app
@@ -92,6 +100,7 @@ def _dead_letters() -> typer.Typer:
         help="Requests that could not be run: look, run again, or drop.",
         no_args_is_help=True,
         add_completion=False,
+        rich_markup_mode=None,
     )
     for name, action, settings, summary in LETTERS:
         add_command(parked, name, settings, _action("dead_letters", action), summary)
@@ -118,13 +127,14 @@ def _before_any(
         None, "--version", callback=_version, is_eager=True, help="Print the version and exit."
     ),
 ) -> None:
-    all_settings = [settings for _, settings, _ in TABLE] + [commands.TopicsCommand]
+    all_settings = [settings for _, settings, _ in TABLE] + [clients.TopicsCommand]
     known = known_variables(all_settings + [settings for _, _, settings, _ in LETTERS])
     for line in unknown_variables(os.environ, known):
         print(f"warning: {line}", file=sys.stderr)
 
 
 def main() -> None:
-    """The entry point."""
+    """The command line as it was typed."""
+    show_anything()
     named = [word for word in sys.argv[1:] if not word.startswith("-")]
     build(named[0] if named else "")()

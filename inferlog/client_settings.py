@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from inferlog.settings import JSON, default_data_dir
+from core.limits import DEFAULT_LIMITS, Limits
+from inferlog.settings import JSON, LIMITS, TopicCounts, default_data_dir
 from topics.settings import ClusterSettings
 
 API_KEY = {"help": "the key to use; unset: that of the running inferlog up", "secret": True}
@@ -144,6 +145,17 @@ class LogCommand:
     reading: LogReadingSettings
     pool: str = field(default="default", metadata={"help": "the pool that served it"})
     json: bool = field(default=False, metadata=JSON)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TopicsCommand:
+    """`inferlog topics create|check`."""
+
+    reading: LogReadingSettings
+    pool: str = field(default="default", metadata={"help": "the pool whose topics are meant"})
+    topics: TopicCounts = field(default=TopicCounts(), metadata={"prefix": "TOPICS_"})
+    json: bool = field(default=False, metadata=JSON)
+    limits: Limits = field(default=DEFAULT_LIMITS, metadata=LIMITS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO
 
-from inferlog.problems import CommandFailed
+from inferlog.problems import CommandFailed, WrongUsage
 
 STATE = "up.json"
 LOCK = "up.lock"
@@ -68,8 +68,11 @@ class DataDir:
     def _no_disk(self, error: OSError) -> CommandFailed:
         if error.errno == errno.ENOSPC:
             return CommandFailed(f"no space left for {self.path}. Make room, or use --data-dir.")
+        why = error.strerror
+        if isinstance(error, FileExistsError | NotADirectoryError):
+            why = "there is a file where a folder should be"
         return CommandFailed(
-            f"cannot write to {self.path} ({error.strerror}). Choose another folder with --data-dir."
+            f"cannot write to {self.path} ({why}). Choose another folder with --data-dir."
         )
 
     def release(self) -> None:
@@ -108,7 +111,13 @@ class DataDir:
             return None
         except (OSError, ValueError) as error:
             raise CommandFailed(f"{self.path / STATE} cannot be read ({error})") from None
-        state = UpState(**{**known, "replica_urls": tuple(known["replica_urls"])})
+        try:
+            state = UpState(**{**known, "replica_urls": tuple(known["replica_urls"])})
+        except (KeyError, TypeError):
+            raise CommandFailed(
+                f"{self.path / STATE} is damaged, or of another version: is the inferlog up that "
+                "runs there an older one?"
+            ) from None
         return state if _alive(state.pid) else None
 
 
@@ -125,12 +134,14 @@ def write_private(path: Path, text: str) -> None:
 def key_values(path: Path) -> list[str]:
     """All keys in a file of tenant:key lines, tenant `default`'s first.
 
-    Raises CommandFailed if the file cannot be read.
+    Raises WrongUsage if the file cannot be read.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise CommandFailed(f"cannot read keys from {path}: {error}") from None
+    except OSError as error:
+        raise WrongUsage(f"cannot read keys from {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise WrongUsage(f"cannot read keys from {path}: it is no UTF-8 text") from None
     keys = []
     for line in lines:
         tenant, mark, key = line.strip().partition(":")

@@ -14,6 +14,7 @@ from inferlog.letters import Letter, LetterBox, read_letters, read_whole
 from inferlog.log_reading import open_log
 from inferlog.problems import CommandFailed
 from inferlog.redrive import Redriver
+from inferlog.terminal import console
 from runtime.clock import SystemClock
 from runtime.service import EXIT_FAILED, EXIT_OK
 from schemas.operations import DeadLetter
@@ -67,8 +68,7 @@ def list_letters(command: ListLetters) -> int:
 
 
 def _print_table(letters: list[Letter]) -> None:
-    from rich.console import Console  # noqa: PLC0415  (only for a table)
-    from rich.table import Table  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415  (only for a table)
 
     table = Table()
     for name in ("letter", "parked (UTC)", "reason", "tenant", "request", "state"):
@@ -76,7 +76,7 @@ def _print_table(letters: list[Letter]) -> None:
     for it in letters:
         of = it.request_id or it.where
         table.add_row(it.address, _moment(it.parked_ms), it.reason, it.tenant or "-", of, it.state)
-    Console().print(table)
+    console().print(table)
 
 
 # --- show

@@ -14,6 +14,7 @@ import psutil
 
 from consumers.inference.engine.vllm_settings import cpu_dtype
 from inferlog.client_settings import DoctorCommand
+from inferlog.data_dir import DataDir
 from inferlog.local_ports import is_free
 from inferlog.model_download import MODEL_NAME, model_dir
 from inferlog.settings import FIRST_METRICS_PORT
@@ -152,6 +153,9 @@ def _model(_: DoctorCommand) -> Finding:
 def _ports(command: DoctorCommand) -> Finding:
     wanted = [command.port, command.port + 1]
     taken = [port for port in wanted if not is_free(command.host, port)]
+    up = DataDir(command.data_dir).read_state()
+    if taken and up is not None and up.url.endswith(f":{command.port}"):
+        return Finding("ports", "ok", f"inferlog is up on them (pid {up.pid}): {up.url}")
     if taken:
         return Finding(
             "ports", "problem", f"{', '.join(map(str, taken))} taken on {command.host}: use --port"

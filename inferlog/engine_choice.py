@@ -3,14 +3,23 @@
 import importlib.util
 from dataclasses import replace
 
+from consumers.inference.engine.options import EngineOptionError, make_engine
 from consumers.inference.settings import WorkerSettings
 from inferlog.model_download import MODEL_NAME, model_dir
 from inferlog.problems import WrongUsage
 
 
 def with_model(settings: WorkerSettings) -> WorkerSettings:
-    """The settings with a model in them. Raises WrongUsage where an engine or model is missing."""
+    """The settings with a model in them.
+
+    Raises WrongUsage where an engine or model is missing, or options are wrong; vLLM's are for the
+    worker to judge, as vLLM alone knows them and takes seconds to import.
+    """
     if settings.engine == "scripted":
+        try:
+            make_engine("scripted", settings.model, settings.engine_option)
+        except EngineOptionError as error:
+            raise WrongUsage(str(error)) from None
         return settings
     if importlib.util.find_spec("vllm") is None:
         raise WrongUsage(

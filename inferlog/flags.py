@@ -12,9 +12,11 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
+from core.errors import InferlogError
 from inferlog.problems import CommandFailed, WrongUsage
-from runtime.service import EXIT_FORCED
+from runtime.service import EXIT_FAILED, EXIT_FORCED
 from runtime.settings import PREFIX, Setting, SettingsError, describe, load
 
 PANELS = {
@@ -25,6 +27,23 @@ PANELS = {
     "client": "Which API",
     "reading": "Which cluster",
 }
+
+
+class PanelledCommand(TyperCommand):
+    """Help in panels, as plain text: boxes would cut the names of variables on a narrow terminal."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Arguments first, then options by the panel that `_annotation` gave them."""
+        panels: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                usual = "Arguments" if parameter.param_type_name == "argument" else "Options"
+                panel = getattr(parameter, "rich_help_panel", None) or usual
+                panels.setdefault(panel, []).append(record)
+        for panel, records in panels.items():
+            with formatter.section(panel):
+                formatter.write_dl(records)
 
 
 def add_command(
@@ -66,7 +85,7 @@ def add_command(
 
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {it.name: it.annotation for it in parameters}
-    app.command(name, help=summary, epilog=_epilog(described))(command)
+    app.command(name, cls=PanelledCommand, help=summary, epilog=_epilog(described))(command)
 
 
 def _run(
@@ -81,9 +100,9 @@ def _run(
         except SettingsError as error:
             raise WrongUsage("\n       ".join(error.problems)) from None
         return run(loaded)
-    except CommandFailed as error:
+    except InferlogError as error:
         print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+        return error.exit_code if isinstance(error, CommandFailed) else EXIT_FAILED
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return EXIT_FORCED
@@ -134,6 +153,10 @@ def _epilog(described: list[Setting]) -> str:
     if secrets:
         lines.append("Secrets only as variables, as others can read command lines: ")
         lines[-1] += ", ".join(secrets) + "."
+    lines.append(
+        "Downloads (Kafka, the small model) lie in INFERLOG_CACHE_DIR (default: inferlog in "
+        "$XDG_CACHE_HOME or ~/.cache)."
+    )
     lines.append("Exit codes: 0 done; 1 failed; 2 what was typed cannot work; 130 interrupted.")
     return " ".join(lines)
 

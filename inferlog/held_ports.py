@@ -8,14 +8,18 @@ does not share, as the first bind of every other `up`, is refused by the kernel.
 """
 
 import errno
+import random
 import socket
 import sys
+import time
 from collections.abc import Iterable
 
 from inferlog.local_ports import listen_alone
 from inferlog.problems import CommandFailed
 
 _PROBES_MAX = 1000
+_TRIES = 3
+_PAUSE_SECONDS = 0.1
 
 CAN_HOLD = sys.platform == "linux"
 """Elsewhere a bound port cannot be opened to others later: there it is only probed, as before."""
@@ -31,7 +35,7 @@ class HeldPorts:
         """Takes all of them. Raises CommandFailed for the first that cannot be had, naming the flag."""
         for port in ports:
             try:
-                self._hold(host, port)
+                self._hold_patiently(host, port)
             except OSError as error:
                 raise CommandFailed(_why(host, port, error, flag)) from None
 
@@ -53,6 +57,19 @@ class HeldPorts:
         for held in self._sockets:
             held.close()
         self._sockets.clear()
+
+    def _hold_patiently(self, host: str, port: int) -> None:
+        """Tries again for a moment: a connection from that port may be ending, or another `up` ask for
+        the same ports just now and be refused one of them.
+        """
+        for _ in range(_TRIES - 1):
+            try:
+                return self._hold(host, port)
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+            time.sleep(random.uniform(0.5, 1.5) * _PAUSE_SECONDS)
+        return self._hold(host, port)
 
     def _hold(self, host: str, port: int) -> None:
         held = listen_alone(host, port)

@@ -2,6 +2,7 @@
 
 import asyncio
 import ctypes
+import logging
 import os
 import signal
 import sys
@@ -36,10 +37,16 @@ def run_process(
     main: Callable[[], Coroutine[Any, Any, int]],
     log: LogSettings,
     secrets: Iterable[str | None] = (),
+    silent: Iterable[str] = (),
 ) -> int:
-    """Runs `main` on a quick event loop with logging set up; returns its exit code."""
+    """Runs `main` on a quick event loop with logging set up; returns its exit code.
+
+    `silent`: loggers whose lines would only repeat what `main` tells its user itself.
+    """
     die_with_parent()
     configure(log, secrets=[secret for secret in secrets if secret])
+    for name in silent:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         import uvloop  # noqa: PLC0415  (not on every platform)
 

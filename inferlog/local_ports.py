@@ -4,6 +4,14 @@ import socket
 
 from inferlog.problems import CommandFailed
 
+_WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  (what to call, not to bind)
+
+
+def url_host(host: str) -> str:
+    """What to call, written as in a URL, where `host` is listened on."""
+    host = _WILDCARDS.get(host, host)
+    return f"[{host}]" if ":" in host else host
+
 
 def listen_alone(host: str, port: int) -> socket.socket:
     """A socket that listens there, as the only one. Raises OSError.

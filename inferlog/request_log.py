@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from inferlog.client_settings import LogCommand
 from inferlog.log_reading import open_log
 from inferlog.problems import CommandFailed, WrongUsage
+from inferlog.terminal import console
 from inferlog.timeline import Entry, collect
 from runtime.service import EXIT_OK
 from schemas.ids import bare_request_id
@@ -32,7 +33,7 @@ def run(command: LogCommand) -> int:
         shown = [asdict(entry) for entry in entries]
         print(json.dumps({"request_id": request_id, "entries": shown}))
     else:
-        _print(request_id, entries)
+        print_timeline(request_id, entries)
     return EXIT_OK
 
 
@@ -41,9 +42,9 @@ async def _collect(command: LogCommand, request_id: str) -> list[Entry]:
         return await collect(log, command.pool, request_id)
 
 
-def _print(request_id: str, entries: list[Entry]) -> None:
-    from rich.console import Console  # noqa: PLC0415  (only for a table)
-    from rich.table import Table  # noqa: PLC0415
+def print_timeline(request_id: str, entries: list[Entry]) -> None:
+    """As a table."""
+    from rich.table import Table  # noqa: PLC0415  (only for a table)
 
     first_ms = entries[0].time_ms
     began = datetime.fromtimestamp(first_ms / 1000, UTC).isoformat(sep=" ", timespec="milliseconds")
@@ -55,4 +56,4 @@ def _print(request_id: str, entries: list[Entry]) -> None:
         table.add_column(name, overflow="fold")
     for entry in entries:
         table.add_row(f"{entry.time_ms - first_ms} ms", entry.what, entry.where, entry.how)
-    Console().print(table)
+    console().print(table)

@@ -20,7 +20,14 @@ def run(command: SendCommand) -> int:
     """Streams the answer to standard output, facts about it to standard error."""
     prompt = command.prompt
     if prompt == "-":
-        prompt = sys.stdin.read(PROMPT_BYTES_MAX)
+        read = sys.stdin.buffer.read(PROMPT_BYTES_MAX + 1)
+        if len(read) > PROMPT_BYTES_MAX:
+            raise WrongUsage(f"more than {PROMPT_BYTES_MAX // 2**20} MB to say")
+        prompt = read.decode(errors="surrogateescape")
+    for text in (prompt, command.system or ""):
+        # what is no UTF-8 arrives as lone surrogates
+        if any(0xD800 <= ord(character) <= 0xDFFF for character in text):
+            raise WrongUsage("what is to be said is no UTF-8 text")
     if not prompt.strip():
         raise WrongUsage("an empty prompt")
     return asyncio.run(_send(command, prompt))

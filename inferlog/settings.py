@@ -92,17 +92,6 @@ class TopicCounts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TopicsCommand:
-    """`inferlog topics create|check`."""
-
-    cluster: ClusterSettings
-    pool: str = field(default="default", metadata={"help": "the pool whose topics are meant"})
-    topics: TopicCounts = field(default=TopicCounts(), metadata={"prefix": "TOPICS_"})
-    json: bool = field(default=False, metadata=JSON)
-    limits: Limits = field(default=DEFAULT_LIMITS, metadata=LIMITS)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class UpCommand:
     """`inferlog up`."""
 
@@ -213,6 +202,8 @@ class UpCommand:
     def __post_init__(self) -> None:
         if self.brokers == 2:
             raise ValueError("brokers: 1, or 3 with replication")
+        # raises for a malformed option, before anything is started
+        WorkerSettings(engine=self.engine, engine_option=self.engine_option)
         if self.broker != "local":
             replace(self.cluster, bootstrap=self.broker)  # raises for a malformed address list
 
@@ -235,6 +226,15 @@ class DemoCommand:
     )
     demo_rows: int = field(
         default=60, metadata={"help": "rows of the trace to replay", "min": 1, "max": 500}
+    )
+    demo_workers: int | None = field(
+        default=None,
+        metadata={
+            "help": "workers to run; the second begins while the first already answers. Unset: 2, "
+            "or 1 where memory is short",
+            "min": 1,
+            "max": 2,
+        },
     )
     keep_serving: bool | None = field(
         default=None, metadata={"help": "serve on until Ctrl-C; unset: on a terminal"}

@@ -1,39 +1,37 @@
 """Everything that `inferlog up` runs: Kafka, topics, workers, API replicas, in the right order."""
 
 import asyncio
+import contextlib
 import os
-import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
-
-import httpx
 
 from consumers.inference.identity import request_group
 from consumers.inference.settings import WorkerSettings
 from inferlog.broker import SupervisedCluster, make_cluster
+from inferlog.child_health import is_starting, until_ready
+from inferlog.child_specs import API_DRAIN_SECONDS, STOP_MARGIN_SECONDS, ChildSpecs
 from inferlog.data_dir import DataDir, UpState
 from inferlog.departures import Departures
 from inferlog.engine_choice import with_model
-from inferlog.held_ports import CAN_HOLD, HeldPorts
+from inferlog.held_ports import HeldPorts
+from inferlog.local_ports import url_host
 from inferlog.problems import CommandFailed
 from inferlog.settings import UpCommand
-from inferlog.supervisor import METRICS_PORT_HELD, Child, ChildSpec, Report, Supervisor
+from inferlog.supervisor import Child, Report, Supervisor
 from inferlog.topics import create_topics, grow_topics, topic_differences, topic_settings
-from producer_api.settings import ApiSettings
-from runtime.settings import PREFIX, to_environ
 from schemas.requests import TIERS
 from topics.ports import Log
 from topics.settings import ClusterSettings
 
-STOP_MARGIN_SECONDS = 25.0
-API_DRAIN_SECONDS = 10.0
-READY_POLL_SECONDS = 0.1
-_WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104  (what to call, not to bind)
-
 
 class Stack:
-    """See `runtime.service.Service`. `on_ready` is called once, when requests can be served."""
+    """See `runtime.service.Service`. `on_ready` is called once, when requests can be served.
+
+    With `first_workers` only so many are started; the others wait for `start_others`.
+    """
 
     def __init__(
         self,
@@ -41,6 +39,7 @@ class Stack:
         report: Report,
         on_ready: Callable[["Stack"], None],
         environ: Mapping[str, str] = os.environ,
+        first_workers: int | None = None,
     ) -> None:
         self.command = command
         self.data_dir = DataDir(command.data_dir)
@@ -49,7 +48,10 @@ class Stack:
         self.forced = False
         self._report = report
         self._on_ready = on_ready
-        self._environ = environ
+        self._specs = ChildSpecs(command, self.data_dir, self.metrics, environ)
+        first = command.workers if first_workers is None else first_workers
+        self._later = [f"worker-{i}" for i in range(first, command.workers)]
+        self._settings: ClusterSettings | None = None
         self._ports = HeldPorts()
         self._cluster: SupervisedCluster | None = None
         self._supervisor: Supervisor | None = None
@@ -69,8 +71,7 @@ class Stack:
         return self._url(self.command.port + 1 + index)
 
     def _url(self, port: int) -> str:
-        host = self.command.host
-        return f"http://{_WILDCARDS.get(host, host)}:{port}"
+        return f"http://{url_host(self.command.host)}:{port}"
 
     # --- the life
 
@@ -85,32 +86,29 @@ class Stack:
         self._ports.take(it.host, [it.port, *(it.port + 1 + i for i in replicas)], "--port")
         names = [f"api-{i}" for i in replicas] + [f"worker-{i}" for i in range(it.workers)]
         ports = self._ports.take_from(it.metrics_host, it.metrics_port, len(names))
-        self.metrics = dict(zip(names, ports, strict=True))
-        try:
-            async with asyncio.timeout(it.ready_seconds):
-                await self._start_parts(worker)
-        except TimeoutError:
-            raise CommandFailed(
-                f"not ready after {it.ready_seconds:.0f} s; the log files in "
-                f"{self.data_dir.path / 'logs'} say more. --ready-seconds allows more time."
-            ) from None
+        self.metrics.update(zip(names, ports, strict=True))
+        async with self._ready_in_time():
+            await self._start_parts(worker)
         self._ready = True
         self.write_state()
         self._on_ready(self)
         return self._tasks
 
     async def _start_parts(self, worker: WorkerSettings) -> None:
-        cluster = await self._start_cluster()
+        cluster = self._settings = await self._start_cluster()
         await self._make_topics(cluster)
         specs = [
-            *(self._api_spec(i, cluster) for i in range(self.command.api_replicas)),
-            *(self._worker_spec(i, cluster, worker) for i in range(self.command.workers)),
+            *(self._specs.api(i, cluster) for i in range(self.command.api_replicas)),
+            *(self._specs.worker(i, cluster, worker) for i in range(self.command.workers)),
         ]
         self._supervisor = Supervisor(specs, self._report)
         await self._watch_children(self._supervisor.children, cluster.open("inferlog-up"))
+        for name in self._later:
+            self._supervisor.children[name].may_start.clear()
         self._tasks += self._supervisor.start()
-        self._report(f"starting {', '.join(spec.name for spec in specs)}")
-        waiting = asyncio.gather(*(self._until_ready(spec.name) for spec in specs))
+        names = [spec.name for spec in specs if spec.name not in self._later]
+        self._report(f"starting {', '.join(names)}")
+        waiting = asyncio.gather(*(self._until_ready(name) for name in names))
         try:
             await asyncio.wait({waiting, *self._tasks}, return_when=asyncio.FIRST_COMPLETED)
             for task in self._tasks:
@@ -121,13 +119,39 @@ class Stack:
             waiting.cancel()
             await asyncio.gather(waiting, return_exceptions=True)
 
+    async def start_others(self) -> None:
+        """Starts the workers that were held back; returns when they are ready.
+
+        One that can never run ends the whole process, as one of the first would have. Raises
+        CommandFailed when they are not ready in time.
+        """
+        assert self._supervisor is not None
+        later, self._later = self._later, []
+        self._report(f"starting {', '.join(later)}")
+        for name in later:
+            self._supervisor.children[name].may_start.set()
+        async with self._ready_in_time():
+            await asyncio.gather(*(self._until_ready(name) for name in later))
+
+    @contextlib.asynccontextmanager
+    async def _ready_in_time(self) -> AsyncIterator[None]:
+        limit_s = self.command.ready_seconds
+        try:
+            async with asyncio.timeout(limit_s):
+                yield
+        except TimeoutError:
+            raise CommandFailed(
+                f"not ready after {limit_s:.0f} s; the log files in "
+                f"{self.data_dir.path / 'logs'} say more. --ready-seconds allows more time."
+            ) from None
+
     async def _start_cluster(self) -> ClusterSettings:
         it = self.command
         if it.broker != "local":
             return replace(it.cluster, bootstrap=it.broker)
         self._report("starting Kafka")
         local = make_cluster(self.data_dir, it.brokers, None, it.broker_heap_mb, it.java)
-        self._cluster = SupervisedCluster(local, self._report)
+        self._cluster = SupervisedCluster(local, self._report, self._pids_changed)
         self.bootstrap = await self._cluster.start()
         self._tasks.append(asyncio.create_task(self._cluster.watch(), name="watch-kafka"))
         return ClusterSettings(bootstrap=self.bootstrap)
@@ -148,12 +172,23 @@ class Stack:
             await log.close()
 
     async def drain(self) -> None:
-        """Replicas first, so that nothing new comes; then workers, whose last words need Kafka."""
+        """Replicas first, so that nothing new comes; then workers, whose last words need Kafka.
+
+        A worker that is being started again has nothing to say yet, and may not hear for half a
+        minute that it should end: it is killed.
+        """
         if self._supervisor is None:
             return
         names = list(self._supervisor.children)
         await self._supervisor.stop([name for name in names if name.startswith("api-")])
-        await self._supervisor.stop([name for name in names if name.startswith("worker-")])
+        workers = [name for name in names if name.startswith("worker-")]
+        starting = await asyncio.gather(*(is_starting(self._health_url(name)) for name in workers))
+        begun = dict(zip(workers, starting, strict=True))
+        children = self._supervisor.children
+        await asyncio.gather(
+            self._supervisor.stop([name for name in workers if not begun[name]]),
+            *(children[name].kill() for name in workers if begun[name]),
+        )
 
     async def stop(self) -> None:
         """Ends everything that was started, by force where it was not ended before."""
@@ -184,56 +219,19 @@ class Stack:
 
     def keys_source(self) -> dict[str, Any]:
         """Where keys come from, as settings of the API."""
-        it = self.command
-        if it.api_key is None and it.api_keys_file is None:
-            return {"api_keys_file": self.data_dir.keys_file()}
-        return {"api_key": it.api_key, "api_keys_file": it.api_keys_file}
+        return self._specs.keys_source()
 
-    def _api_spec(self, index: int, cluster: ClusterSettings) -> ChildSpec:
-        it = self.command
-        name = f"api-{index}"
-        settings = ApiSettings(
-            cluster=cluster,
-            host=it.host,
-            port=it.port,
-            extra_port=it.port + 1 + index,
-            replica_index=index,
-            replica_count=it.api_replicas,
-            pool=it.pool,
-            cors_origins=it.cors_origins,
-            drain_seconds=API_DRAIN_SECONDS,
-            metrics_host=it.metrics_host,
-            metrics_port=self.metrics[name],
-            limits=it.limits,
-            **self.keys_source(),
-        )
-        return self._spec(name, ("api",), settings, API_DRAIN_SECONDS)
+    def worker_named(self, worker_id: str) -> Child | None:
+        """The child that calls itself so on the log."""
+        for index in range(self.command.workers):
+            if self._supervisor is not None and self._specs.worker_id(index) == worker_id:
+                return self._supervisor.children[f"worker-{index}"]
+        return None
 
-    def _worker_spec(
-        self, index: int, cluster: ClusterSettings, worker: WorkerSettings
-    ) -> ChildSpec:
-        it = self.command
-        name = f"worker-{index}"
-        settings = replace(
-            worker,
-            cluster=cluster,
-            pool=it.pool,
-            worker_id=self._worker_id(index),
-            session_timeout_seconds=it.session_timeout_seconds,
-            drain_seconds=it.drain_seconds,
-            metrics_host=it.metrics_host,
-            metrics_port=self.metrics[name],
-            data_dir=self.data_dir.path / name,
-            limits=it.limits,
-        )
-        # Options hold any character, also the one that separates them in a variable.
-        options = [word for each in settings.engine_option for word in ("--engine-option", each)]
-        settings = replace(settings, engine_option=())
-        return self._spec(name, ("worker", *options), settings, it.drain_seconds)
-
-    def _worker_id(self, index: int) -> str:
-        """Told apart from those of another `up` on the same cluster."""
-        return f"{socket.gethostname()}-{self.command.port}-{index}"
+    def open_log(self, client_id: str) -> Log:
+        """The cluster's log, for a reader beside the children. Call when everything is up."""
+        assert self._settings is not None
+        return self._settings.open(client_id)
 
     async def _watch_children(self, children: Mapping[str, Child], log: Log) -> None:
         """Other commands are told new process ids; a dead worker's groups are left for it."""
@@ -241,45 +239,30 @@ class Stack:
         groups = [request_group(it.pool, tier) for tier in TIERS]
         self._departures = Departures(log, groups, it.session_timeout_seconds, self._report)
         await self._departures.connect()
-        for index in range(it.workers):
-            on_death = self._departures.of_worker(self._worker_id(index))
-            children[f"worker-{index}"].on_death = on_death
         for child in children.values():
-            child.on_launch = lambda: self.write_state() if self._ready else None
+            child.on_launch = self._pids_changed
+            child.on_death = lambda _: self._pids_changed()
+        for index in range(it.workers):
+            leave = self._departures.of_worker(self._specs.worker_id(index))
+            children[f"worker-{index}"].on_death = partial(self._worker_died, leave)
 
-    def _spec(
-        self, name: str, arguments: tuple[str, ...], settings: Any, drain_seconds: float
-    ) -> ChildSpec:
-        # What was set for us was read already; a child must not read it again in its own way.
-        kept = {
-            key: value
-            for key, value in self._environ.items()
-            if not key.startswith(PREFIX) or key == f"{PREFIX}CACHE_DIR"
-        }
-        if CAN_HOLD:
-            kept[METRICS_PORT_HELD] = "1"
-        return ChildSpec(
-            name=name,
-            arguments=arguments,
-            environ={**kept, **to_environ(settings), **to_environ(self.command.log)},
-            log_file=self.data_dir.log_file(name),
-            stop_seconds=drain_seconds + STOP_MARGIN_SECONDS,
-        )
+    def _worker_died(self, leave: Callable[[int], None], pid: int) -> None:
+        leave(pid)
+        self._pids_changed()
+
+    def _pids_changed(self) -> None:
+        if self._ready:
+            self.write_state()
 
     async def _until_ready(self, name: str) -> None:
         assert self._supervisor is not None
-        host = _WILDCARDS.get(self.command.metrics_host, self.command.metrics_host)
-        url = f"http://{host}:{self.metrics[name]}/health"
-        async with httpx.AsyncClient(timeout=2.0, trust_env=False) as client:
-            while True:
-                try:
-                    if (await client.get(url)).status_code == 200:
-                        break
-                except (httpx.HTTPError, AttributeError):
-                    pass  # AttributeError: anyio, of a connection reset as soon as it was made
-                await asyncio.sleep(READY_POLL_SECONDS)
+        await until_ready(self._health_url(name))
         self._supervisor.children[name].was_ready = True
         self._report(f"{name} is ready")
+
+    def _health_url(self, name: str) -> str:
+        host = url_host(self.command.metrics_host)
+        return f"http://{host}:{self.metrics[name]}/health"
 
     def write_state(self) -> None:
         """Tells other commands where everything is."""

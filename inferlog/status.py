@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from inferlog.client_settings import StatusCommand
 from inferlog.log_reading import open_log, read_span
 from inferlog.problems import CommandFailed
+from inferlog.terminal import console
 from runtime.clock import SystemClock
 from runtime.service import EXIT_OK
 from schemas.codec import UndecodableRecord, decode_worker
@@ -144,24 +145,26 @@ def tables(status: Status) -> "Group":
         "running",
         "waiting",
         "tokens/s",
-        "partitions",
+        "owned",
         "heard",
     ):
+        # folded, not cut: a name that lost its end says nothing
         workers.add_column(
-            name, justify="left" if name in {"worker", "model", "state"} else "right"
+            name,
+            justify="left" if name in {"worker", "model", "state"} else "right",
+            overflow="fold",
         )
     for it in status.workers:
         workers.add_row(
             *(it.worker_id, ", ".join(it.models), it.state, f"{it.running} of {it.slots}"),
             *(str(it.waiting), f"{it.tokens_per_second:g}", str(it.partitions)),
-            f"{it.heard_seconds:.1f} s ago",
+            f"{it.heard_seconds:.1f} s",
         )
     return Group(tiers, workers)
 
 
 async def _run(command: StatusCommand) -> None:
-    from rich.console import Console  # noqa: PLC0415  (as above)
-    from rich.live import Live  # noqa: PLC0415
+    from rich.live import Live  # noqa: PLC0415  (as above)
 
     clock = SystemClock()
     async with open_log(command.reading, "inferlog-status") as log:
@@ -169,11 +172,10 @@ async def _run(command: StatusCommand) -> None:
         if command.json:
             print(json.dumps(asdict(status)))
             return
-        console = Console()
         if not (command.watch and sys.stdout.isatty()):
-            console.print(tables(status))
+            console().print(tables(status))
             return
-        with Live(tables(status), console=console, auto_refresh=False) as live:
+        with Live(tables(status), console=console(), auto_refresh=False) as live:
             while True:
                 await asyncio.sleep(command.interval_seconds)
                 live.update(tables(await look(log, command.pool, clock.wall_ms())), refresh=True)

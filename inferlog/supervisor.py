@@ -48,13 +48,15 @@ class Child:
     """One child and its restarts. `watch` runs as long as the child should.
 
     `on_launch` is called after each start, `on_death` with the process id of each run that ended by
-    itself, before the next one starts.
+    itself, before the next one starts. `may_start` may be cleared to hold the first start back.
     """
 
     def __init__(self, spec: ChildSpec, report: Report, backoff: Backoff | None = None) -> None:
         self.spec = spec
         self.was_ready = False
         self.starts = 0
+        self.may_start = asyncio.Event()
+        self.may_start.set()
         self.on_launch: Callable[[], None] | None = None
         self.on_death: Callable[[int], None] | None = None
         self._report = report
@@ -86,6 +88,7 @@ class Child:
 
     async def watch(self) -> None:
         """Starts the child, and again after each crash. Raises when that can never help."""
+        await self.may_start.wait()
         loop = asyncio.get_running_loop()
         while not self._ending.is_set():
             began_s = loop.time()

@@ -1,7 +1,8 @@
 """Everything the log says of one request, in order of time."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
 
 from inferlog.log_reading import read_span
 from schemas.codec import (
@@ -43,6 +44,8 @@ SKEW_MS = 30_000
 RECORDS_MAX = 200_000
 """Read at most so many records of a partition: a look must end on a busy cluster, too."""
 
+EPOCH = " (epoch "
+INVISIBLE = "INVISIBLE: of an ended epoch"
 SAME_RANK = {"claim": 0, "request": 1, "accepted": 2}
 
 
@@ -76,6 +79,24 @@ async def collect(log: Log, pool: str, request_id: str) -> list[Entry]:
         for tier in TIERS:
             await _scan(log, request_topic(pool, tier), since_ms, timeline.request)
     return timeline.sorted()
+
+
+def shortened(entries: Sequence[Entry]) -> list[Entry]:
+    """From the request's own beginning on, with token events of one epoch in a row as one entry."""
+    own = next((i for i, it in enumerate(entries) if it.what in SAME_RANK), 0)
+    rows = [list(row) for _, row in groupby(entries[own:], key=_says)]
+    short: list[Entry] = []
+    for row in rows:
+        if row[0].what != "tokens" or len(row) == 1:
+            short += row
+            continue
+        first = row[0].how.rpartition(EPOCH)[0]
+        short.append(replace(row[0], how=f"{len(row)} events: {first} ... {row[-1].how}"))
+    return short
+
+
+def _says(entry: Entry) -> tuple[str, str, bool]:
+    return entry.what, entry.how.rpartition(EPOCH)[2], INVISIBLE in entry.how
 
 
 async def _scan(
@@ -197,8 +218,8 @@ class Timeline:
         self.origins.add((event.q, event.offset))
         hidden = event.epoch < known
         self._epochs[event.q] = max(known, event.epoch)
-        how = _describe(event) + (", INVISIBLE: of an ended epoch" if hidden else "")
-        self._add(record, type(event).__name__.lower(), f"{how} (epoch {event.epoch})")
+        how = _describe(event) + (f", {INVISIBLE}" if hidden else "")
+        self._add(record, type(event).__name__.lower(), f"{how}{EPOCH}{event.epoch})")
 
 
 def _describe(event: AnyEvent) -> str:

@@ -5,13 +5,15 @@ import json
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
+from core.idempotency import claim_life_seconds
 from core.limits import Limits
+from inferlog.client_settings import TopicsCommand
+from inferlog.log_reading import cluster_of, whereabouts
 from inferlog.problems import CommandFailed
-from inferlog.settings import TopicCounts, TopicsCommand
+from inferlog.settings import TopicCounts
 from runtime.service import EXIT_FAILED, EXIT_OK
 from topics.catalogue import CLAIMS, TopicSettings, catalogue, differences
 from topics.ports import Log, LogError
-from topics.settings import ClusterSettings
 
 T = TypeVar("T")
 Act = Callable[[Log, str, TopicSettings], Awaitable[T]]
@@ -30,7 +32,7 @@ def topic_settings(counts: TopicCounts, limits: Limits) -> TopicSettings:
         min_insync=counts.min_insync,
         request_retention_ms=int(1000 * (longest_seconds + day_seconds)),
         reply_retention_ms=int(1000 * limits.reply_retention_seconds),
-        claim_life_ms=int(1000 * limits.claim_life_seconds),
+        claim_life_ms=int(1000 * claim_life_seconds(limits)),
         longest_deadline_ms=int(1000 * longest_seconds),
     )
 
@@ -66,7 +68,7 @@ async def topic_differences(log: Log, pool: str, settings: TopicSettings) -> lis
     try:
         actual = await log.describe([spec.name for spec in wanted])
     except LogError as error:
-        raise CommandFailed(f"the topics could not be read: {error}") from None
+        raise CommandFailed(f"the topics could not be read: {error}.") from None
     return differences(wanted, actual, settings)
 
 
@@ -81,7 +83,7 @@ async def _create_all(
 
 def create(command: TopicsCommand) -> int:
     """Creates what is missing, adds partitions where more are wanted; 1 if `claims` stands against it."""
-    created, grown, refused = asyncio.run(_with_log(command.cluster, command, _create_all))
+    created, grown, refused = asyncio.run(_with_log(command, _create_all))
     if command.json:
         print(json.dumps({"created": created, "grown": grown, "refused": refused}))
     else:
@@ -95,7 +97,7 @@ def create(command: TopicsCommand) -> int:
 
 def check(command: TopicsCommand) -> int:
     """Prints the differences; 1 if there are any."""
-    found = asyncio.run(_with_log(command.cluster, command, topic_differences))
+    found = asyncio.run(_with_log(command, topic_differences))
     if command.json:
         print(json.dumps({"ok": not found, "differences": found}))
     else:
@@ -103,10 +105,12 @@ def check(command: TopicsCommand) -> int:
     return EXIT_FAILED if found else EXIT_OK
 
 
-async def _with_log(cluster: ClusterSettings, command: TopicsCommand, act: Act[T]) -> T:
-    log = cluster.open("inferlog-topics")
+async def _with_log(command: TopicsCommand, act: Act[T]) -> T:
+    log = cluster_of(command.reading).open("inferlog-topics")
     try:
         settings = topic_settings(command.topics, command.limits)
         return await act(log, command.pool, settings)
+    except CommandFailed as error:
+        raise CommandFailed(f"{error} {whereabouts(command.reading)}") from None
     finally:
         await log.close()

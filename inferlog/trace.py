@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from inferlog.problems import CommandFailed
+from inferlog.problems import WrongUsage
 
 COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 ROWS_MAX = 1_000_000
@@ -127,7 +127,7 @@ def read_trace(
     prompt_tokens_max: int | None = None,
     output_tokens_max: int | None = None,
 ) -> list[Row]:
-    """The (first) rows in order of time, lengths clipped, each at least 1. Raises CommandFailed."""
+    """The (first) rows in order of time, lengths clipped, each at least 1. Raises WrongUsage."""
     found: list[Row] = []
     first: datetime | None = None
     try:
@@ -135,7 +135,7 @@ def read_trace(
             reader = csv.DictReader(file)
             missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
             if missing:
-                raise CommandFailed(f"{path} has no column {', '.join(missing)}: is it a trace?")
+                raise WrongUsage(f"{path} has no column {', '.join(missing)}: is it a trace?")
             for line in reader:
                 moment = _moment(line["TIMESTAMP"])
                 first = first or moment
@@ -150,11 +150,11 @@ def read_trace(
                 if len(found) == min(rows or ROWS_MAX, ROWS_MAX):
                     break
     except FileNotFoundError:
-        raise CommandFailed(f"there is no file {path}") from None
-    except (OSError, ValueError, TypeError) as error:
-        raise CommandFailed(f"{path}, row {len(found) + 1}, cannot be read: {error}") from None
+        raise WrongUsage(f"there is no file {path}") from None
+    except (OSError, ValueError, TypeError, csv.Error) as error:
+        raise WrongUsage(f"{path}, row {len(found) + 1}, cannot be read: {error}") from None
     if not found:
-        raise CommandFailed(f"{path} has no rows")
+        raise WrongUsage(f"{path} has no rows")
     return sorted(found, key=lambda row: row.at_s)
 
 

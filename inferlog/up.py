@@ -1,10 +1,12 @@
 """`inferlog up`: everything on one machine, kept running until a signal."""
 
+import contextlib
 import sys
 import time
 
 from inferlog.data_dir import first_key
 from inferlog.launch import run_process
+from inferlog.local_ports import url_host
 from inferlog.settings import UpCommand
 from inferlog.stack import Stack
 from runtime.logs import LogSettings
@@ -14,8 +16,17 @@ STOP_SECONDS = 40.0
 
 
 def report(line: str) -> None:
-    """A line of progress, with the time."""
-    print(f"{time.strftime('%H:%M:%S')}  {line}", file=sys.stderr, flush=True)
+    """A line of progress, with the time.
+
+    A terminal that is gone, or a full disk, must not keep the rest from being ended in order.
+    """
+    with contextlib.suppress(OSError):
+        print(stamped(line), file=sys.stderr, flush=True)
+
+
+def stamped(line: str) -> str:
+    """The line with the time of day before it."""
+    return f"{time.strftime('%H:%M:%S')}  {line}"
 
 
 def announce(stack: Stack) -> None:
@@ -43,7 +54,7 @@ def announce(stack: Stack) -> None:
         f"URL:      {stack.url}/v1   (each replica alone: {replicas})\n"
         f"{key_line}\n"
         f"Kafka:    {stack.bootstrap}\n"
-        f"Metrics:  http://{command.metrics_host}:PORT/metrics   {metrics}\n"
+        f"Metrics:  http://{url_host(command.metrics_host)}:PORT/metrics   {metrics}\n"
         f"Logs:     {stack.data_dir.path / 'logs'}\n\n"
         f"curl -N {stack.url}/v1/chat/completions -H 'Content-Type: application/json' \\\n"
         f'  -H "Authorization: Bearer {shown}" \\\n'
@@ -71,4 +82,4 @@ async def live(stack: Stack) -> int:
 def run(command: UpCommand) -> int:
     """Runs until a signal."""
     stack = Stack(command, report, announce)
-    return run_process(lambda: live(stack), LogSettings(level="WARNING"))
+    return run_process(lambda: live(stack), LogSettings(level="WARNING"), silent=("aiokafka",))

@@ -1,1 +1,1 @@
-"""HTTP in, SSE out: the OpenAI-compatible API. The only importer of FastAPI and sse-starlette."""
+"""HTTP in, SSE out: the OpenAI-compatible API. The only importer of FastAPI."""

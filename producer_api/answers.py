@@ -2,32 +2,35 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 import orjson
 from fastapi import Request as HttpRequest
-from sse_starlette import EventSourceResponse
 from starlette.responses import Response
 
 from core.errors import InferlogError, Refusal
 from core.limits import Limits
 from core.stream import Visible, is_terminal
-from producer_api.error_responses import error_object, error_response, refusal_of
-from producer_api.rendering import ChunkRenderer, frame, whole_body
+from producer_api.error_responses import error_response, refusal_of
+from producer_api.event_stream import HEARTBEAT, EventStream
+from producer_api.rendering import Renderer, whole_body
 from producer_api.streams import ClientGone, ReplyStream, ShuttingDown
-from schemas.replies import Accepted, Started, Tokens
+from schemas.replies import Tokens
 from schemas.requests import RequestInfo
 
 RETRY_MS = 1000
 JSON = "application/json"
-SSE_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 OnGone = Callable[[], None]
 
 
 def _says_something(event: Visible) -> bool:
     return isinstance(event, Tokens) or is_terminal(event)
+
+
+def _is_there(_: Visible) -> bool:
+    return True
 
 
 class Answering:
@@ -46,6 +49,8 @@ class Answering:
         self._limits = limits
         self._until_s = time.monotonic() + total_seconds + limits.deadline_margin_seconds
         self._on_gone = on_gone
+        self._watcher: asyncio.Task[None] | None = None
+        self._complete = False
         self.events: list[Visible] = []
 
     async def whole(self, headers: dict[str, str]) -> Response:
@@ -58,7 +63,7 @@ class Answering:
         except InferlogError as error:
             return error_response(_as_refusal(error, self._stream), headers)
         finally:
-            await self._stream.close()
+            await self._let_go()
         refusal = refusal_of(self.events[-1])  # type: ignore[arg-type]  # the last is a terminal
         if refusal is not None:
             return error_response(refusal, headers)
@@ -66,50 +71,54 @@ class Answering:
         return Response(body, headers=headers, media_type=JSON)
 
     async def streamed(
-        self, info: RequestInfo, headers: dict[str, str], *, after: int = 0
+        self, renderer: Renderer, headers: dict[str, str], *, status_until: int | None = 0
     ) -> Response:
-        """Server-sent events; what fails before the first byte is an HTTP status."""
+        """Server-sent events; what fails before the first byte is an HTTP status.
+
+        The request's own failure is one if there are at most `status_until` tokens of its answer;
+        None: it is always an event, and the first byte waits for no token.
+        """
+        enough = _says_something if status_until is not None else _is_there
         try:
-            await self._collect(_says_something, self._limits.first_byte_seconds)
+            await self._collect(enough, self._limits.first_byte_seconds)
         except ClientGone:
-            await self._stream.close()
+            await self._let_go()
             self._on_gone()
             return Response(status_code=499)
         except InferlogError as error:
-            await self._stream.close()
+            await self._let_go()
             return error_response(_as_refusal(error, self._stream), headers)
+        except BaseException:
+            await self._let_go()
+            raise
+        refusal = self._refusal_at_once(status_until)
+        if refusal is not None:
+            await self._let_go()
+            return error_response(refusal, headers)
+        return EventStream(self._frames(renderer), headers, self._end)
+
+    def _refusal_at_once(self, status_until: int | None) -> Refusal | None:
         last = self.events[-1] if self.events else None
-        if last is not None and is_terminal(last) and self._stream.position == after:
-            refusal = refusal_of(last)  # type: ignore[arg-type]  # just checked
-            if refusal is not None:
-                await self._stream.close()
-                return error_response(refusal, headers)
-        renderer = ChunkRenderer(self._stream.request_id, info, after)
-        return EventSourceResponse(
-            self._frames(renderer),
-            headers={**SSE_HEADERS, **headers},
-            ping=int(self._limits.heartbeat_seconds),
-        )
+        if last is None or status_until is None or self._stream.position > status_until:
+            return None
+        return refusal_of(last) if is_terminal(last) else None  # type: ignore[arg-type]  # just checked
 
     async def _collect(self, enough: Callable[[Visible], bool], seconds: float | None) -> None:
         """Gathers events until one is enough, or the seconds are over."""
-        watcher = asyncio.create_task(self._watch_client())
+        self._watcher = asyncio.create_task(self._watch_client())
         until_s = (
             self._until_s if seconds is None else min(self._until_s, time.monotonic() + seconds)
         )
-        try:
-            while True:
-                left_s = until_s - time.monotonic()
-                if left_s <= 0:
-                    if seconds is None:
-                        raise Refusal("deadline_exceeded", "The request's time ran out.")
-                    return
-                events = await self._stream.next(min(left_s, 30.0))
-                self.events += events
-                if any(enough(event) for event in events):
-                    return
-        finally:
-            watcher.cancel()
+        while True:
+            left_s = until_s - time.monotonic()
+            if left_s <= 0:
+                if seconds is None:
+                    raise Refusal("deadline_exceeded", "The request's time ran out.")
+                return
+            events = await self._stream.next(min(left_s, 30.0))
+            self.events += events
+            if any(enough(event) for event in events):
+                return
 
     async def _watch_client(self) -> None:
         while True:
@@ -118,33 +127,41 @@ class Answering:
                 self._stream.abandon()
                 return
 
-    async def _frames(self, renderer: ChunkRenderer) -> AsyncIterator[bytes]:
-        complete = False
+    async def _frames(self, renderer: Renderer) -> AsyncGenerator[bytes, None]:
+        heartbeat_s = self._limits.heartbeat_seconds
         try:
             # in front of the first event, not on its own: an event without data breaks SDKs
             retry = b"retry: %d\n" % RETRY_MS
             events = self.events
             while True:
                 if data := renderer.render(events):
-                    yield retry + data
+                    yield retry + data if retry else data
                     retry = b""
                 if events and is_terminal(events[-1]):
-                    refusal = refusal_of(events[-1])  # type: ignore[arg-type]  # just checked
-                    complete = True
-                    if refusal is not None:
-                        yield frame(error_object(refusal), renderer.position)
+                    self._complete = True
                     return
                 left_s = self._until_s - time.monotonic()
                 if left_s <= 0:
                     raise Refusal("deadline_exceeded", "The request's time ran out.")
-                events = await self._stream.next(min(left_s, 30.0))
+                events = await self._stream.next(min(left_s, heartbeat_s))
+                if not events:
+                    yield HEARTBEAT
+        except ClientGone:
+            return
         except InferlogError as error:
-            complete = True  # it runs on: the client resumes it from its position elsewhere
-            yield frame(error_object(_as_refusal(error, self._stream)), renderer.position)
-        finally:
-            if not complete:
-                self._on_gone()
-            await asyncio.shield(self._stream.close())
+            self._complete = True  # it runs on: the client resumes it from its position elsewhere
+            yield renderer.failure(_as_refusal(error, self._stream))
+
+    async def _end(self) -> None:
+        """The stream was sent to its end, or its client has left before."""
+        if not self._complete:
+            self._on_gone()
+        await asyncio.shield(self._let_go())
+
+    async def _let_go(self) -> None:
+        if self._watcher is not None:
+            self._watcher.cancel()
+        await self._stream.close()
 
 
 def _as_refusal(error: InferlogError, stream: ReplyStream) -> Refusal:
@@ -158,11 +175,6 @@ def _as_refusal(error: InferlogError, stream: ReplyStream) -> Refusal:
             retry_after_seconds=1,
         )
     return Refusal("unavailable", "The log cannot be read right now.", retry_after_seconds=2)
-
-
-def info_of(events: list[Visible]) -> RequestInfo | None:
-    """What `Accepted` or `Started` says of the request, if one of them is among the events."""
-    return next((it.info for it in events if isinstance(it, Accepted | Started)), None)
 
 
 def status_object(request_id: str, state: str, info: RequestInfo, **more: Any) -> dict[str, Any]:

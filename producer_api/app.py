@@ -21,13 +21,16 @@ from producer_api.bounded_http import bounded_http
 from producer_api.context import ApiContext
 from producer_api.error_responses import error_response
 from producer_api.gate import Gate
+from producer_api.hot_routes import HotRoutes, hot_routes
 from producer_api.pipeline import Pipeline
-from producer_api.routes import openai, requests
+from producer_api.routes import openai, requests, responses
 from producer_api.settings import ApiSettings
+from producer_api.tickets import TicketAdmission, Tickets
 from runtime.metrics import Metrics
 from topics.ports import Log
 
 BACKLOG = 2048
+ANSWER_SECONDS_MIN = 1.0
 
 _log = logging.getLogger(__name__)
 
@@ -41,9 +44,11 @@ def make_app(
 ) -> Any:
     """The whole ASGI application."""
     app = FastAPI(title="Inferlog", version="0.1.0", redirect_slashes=False)
-    app.state.context = ApiContext(pipeline, limits, metrics)
+    tickets = Tickets(keys.common_secret, limits)
+    app.state.context = ApiContext(pipeline, limits, metrics, tickets)
     app.include_router(openai.router)
     app.include_router(requests.router)
+    app.include_router(responses.router)
 
     @app.get("/health/live")
     async def live() -> dict[str, str]:
@@ -78,13 +83,27 @@ def make_app(
     app.add_exception_handler(Refusal, refused)
     app.add_exception_handler(HTTPException, by_framework)
     app.add_exception_handler(Exception, failed)
-    gated: Any = Gate(app, keys, limits, metrics)
+
+    async def on_failure(http: HttpRequest, error: Exception) -> Response:
+        return await (refused if isinstance(error, Refusal) else failed)(http, error)
+
+    making = [*openai.router.routes, *requests.router.routes, *responses.router.routes]
+    hot = HotRoutes(app, hot_routes(making), on_failure)
+    admission = TicketAdmission(tickets, pipeline, metrics)
+    gated: Any = Gate(hot, keys, limits, metrics, admission)
     if cors_origins:
         gated = CORSMiddleware(
             gated,
             allow_origins=list(cors_origins),
-            allow_methods=["GET", "POST"],
-            allow_headers=["authorization", "content-type", "idempotency-key", "last-event-id"],
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=[
+                "authorization",
+                "content-type",
+                "idempotency-key",
+                "last-event-id",
+                "prefer",
+                "inferlog-timeout",
+            ],
             expose_headers=["x-request-id", "idempotent-replayed"],
         )
     return gated
@@ -124,9 +143,8 @@ class ApiService:
         self.settings = settings
         self.metrics = metrics or Metrics()
         self._keys = load_keys(settings.api_key, settings.api_keys_file)
-        name = f"inferlog-api-{settings.replica_index}"
         self.pipeline = Pipeline(
-            log or settings.cluster.open(name, self.metrics),
+            log or self._open_log(),
             settings.limits,
             self.metrics,
             replica_index=settings.replica_index,
@@ -134,6 +152,13 @@ class ApiService:
         )
         self._server: _Server | None = None
         self._serving: asyncio.Task[None] | None = None
+
+    def _open_log(self) -> Log:
+        """Its questions end in time for the client who waits for the answer to be told 503."""
+        it = self.settings
+        seconds = max(ANSWER_SECONDS_MIN, it.limits.publish_seconds)
+        name = f"inferlog-api-{it.replica_index}"
+        return it.cluster.open(name, self.metrics, answer_seconds=seconds)
 
     async def start(self) -> Sequence[asyncio.Task[Any]]:
         """Returns when requests are served, with the tasks whose end is the end of the process."""
@@ -149,6 +174,7 @@ class ApiService:
             lifespan="off",
             log_config=None,
             access_log=False,
+            proxy_headers=False,  # nothing here asks who is at the other end
             timeout_graceful_shutdown=max(1, int(settings.drain_seconds)),
             timeout_keep_alive=30,
             server_header=False,

@@ -5,20 +5,24 @@ without number, or one byte a minute would hold memory and a connection for as l
 here they are refused while they arrive. Behind an answer that is under way nothing may be written:
 there the connection ends behind that answer instead.
 
-What a connection can hold: a head of `MARGIN_BYTES` more than `headers_bytes`, a piece of
-`PIECE_BYTES`, `pipelined_requests` heads, and uvicorn's 64 KiB of a body that nobody has read yet.
+What a connection can hold: a head of `MARGIN_BYTES` more than `headers_bytes`, as much of what follows
+a body in chunks or lies between them, a piece of `PIECE_BYTES`, `pipelined_requests` heads, and uvicorn's
+64 KiB of a body that nobody has read yet.
 """
 
 import asyncio
 import logging
+import sys
 import uuid
 from typing import Any, ClassVar
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from core.errors import Refusal
 from core.limits import DEFAULT_LIMITS, Limits
 from producer_api.error_responses import error_response
+from producer_api.taking import Taking
 from runtime.metrics import Metrics
 
 PIECE_BYTES = 16 * 1024
@@ -48,8 +52,11 @@ class BoundedHttp(HttpToolsProtocol):
         self._message = 0  # which message of the connection is being read
         self._begun = False  # whether a byte of it has come
         self._in_head = True
-        self._head_bytes = 0
+        self._head_bytes = 0  # in a row that were no body
+        self._body_in_piece = False
         self._ended_in_piece = False
+        self._piece = b""
+        self._upgrade = False
         self._surplus = False
         self._ignoring = False
         self._silent = True
@@ -61,11 +68,13 @@ class BoundedHttp(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """The first head is awaited from now on."""
         super().connection_made(transport)
+        self._taking = Taking(transport, self.limits.stalled_seconds, self.metrics)
         self._await_rest("head")
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Nothing is awaited any more."""
         self._await_rest(None)
+        self._taking.stop()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -75,7 +84,7 @@ class BoundedHttp(HttpToolsProtocol):
         self._silent = False
         for start in range(0, len(data), PIECE_BYTES):
             piece = data if len(data) <= PIECE_BYTES else data[start : start + PIECE_BYTES]
-            self._ended_in_piece = False
+            self._piece, self._ended_in_piece, self._body_in_piece = piece, False, False
             super().data_received(piece)
             if self._ignoring or self.transport.is_closing():
                 return
@@ -99,13 +108,30 @@ class BoundedHttp(HttpToolsProtocol):
             self._await_rest("head" if self._begun or not self._ended_in_piece else None)
 
     def _head_too_large(self, piece_bytes: int) -> bool:
-        if not self._in_head or self._ended_in_piece:
+        if self._body_in_piece or self._ended_in_piece:
             self._head_bytes = 0
             return False
         self._head_bytes += piece_bytes
         return self._head_bytes > self.limits.headers_bytes + MARGIN_BYTES or (
             self._begun and len(self.headers) > self.limits.headers_count
         )
+
+    # --- a client that takes nothing
+
+    def pause_writing(self) -> None:
+        """Much waits to be sent: it must become less."""
+        super().pause_writing()
+        self._taking.watch()
+
+    def resume_writing(self) -> None:
+        """It was taken."""
+        self._taking.stop()
+        super().resume_writing()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """The end of a connection waits for what is still to be sent, for as long as the client likes."""
+        super().timeout_keep_alive_handler()
+        self._taking.watch()
 
     # --- what the parser finds
 
@@ -117,23 +143,49 @@ class BoundedHttp(HttpToolsProtocol):
         self._surplus = self._surplus or len(self.pipeline) >= self.limits.pipelined_requests
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Keeps one more than there may be: enough for whoever counts them."""
-        if len(self.headers) <= self.limits.headers_count:
+        """Keeps one more than there may be: enough for whoever counts them.
+
+        What follows a body in chunks is no part of the head: it could say what nobody has checked.
+        """
+        if self._in_head and len(self.headers) <= self.limits.headers_count:
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """The head is there: the gate counts what is in it."""
         self._in_head = False
+        self._upgrade = self.parser.should_upgrade()
         if not self._surplus:
             super().on_headers_complete()
+            self.cycle.keep_alive = self.cycle.keep_alive and not self._upgrade
 
     def on_body(self, body: bytes) -> None:
         """A part of a body."""
+        self._body_in_piece = True
         if not self._surplus:
             super().on_body(body)
 
+    def _unsupported_upgrade_warning(self) -> None:
+        """Reads on in HTTP/1.1, all there is here: clients that offer HTTP/2 send their body in it.
+
+        The parser takes what follows such a head for another protocol, and the body, once it came in a
+        piece of its own, for the next request.
+        """
+        upgrade = sys.exception()
+        assert isinstance(upgrade, httptools.HttpParserUpgrade)
+        framing = (b"content-length", b"transfer-encoding")
+        lines = [b": ".join(pair) + b"\r\n" for pair in self.headers if pair[0] in framing]
+        self._upgrade = False
+        self.parser = httptools.HttpRequestParser(_BodyOf(self))
+        try:
+            self.parser.feed_data(b"".join([b"POST / HTTP/1.1\r\n", *lines, b"\r\n"]))
+            self.parser.feed_data(self._piece[upgrade.args[0] :])
+        except httptools.HttpParserError:
+            self.send_400_response("Invalid HTTP request received.")
+
     def on_message_complete(self) -> None:
         """A request is there; what comes next is a head."""
+        if self._upgrade:
+            return  # the parser stops here: the body is still to come
         self._in_head = True
         self._begun = False
         self._ended_in_piece = True
@@ -208,6 +260,20 @@ class BoundedHttp(HttpToolsProtocol):
             self.transport.write_eof()
         self.flow.resume_reading()  # what still comes is thrown away
         self.loop.call_later(LINGER_SECONDS, self.transport.close)
+
+
+class _BodyOf:
+    """What a parser tells that is given a body alone; its connection takes no other request."""
+
+    def __init__(self, http: BoundedHttp) -> None:
+        self._http = http
+        self.on_body = http.on_body
+
+    def on_message_complete(self) -> None:
+        """The body is there."""
+        if not self._http._ignoring:  # noqa: SLF001  its other half
+            self._http.on_message_complete()
+            self._http._end_behind_answers()  # noqa: SLF001
 
 
 def bounded_http(limits: Limits, metrics: Metrics) -> type[BoundedHttp]:

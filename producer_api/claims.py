@@ -6,7 +6,7 @@ import logging
 from collections.abc import AsyncIterator
 
 from core.errors import Refusal
-from core.idempotency import ClaimBook, ClaimKey, Judged
+from core.idempotency import ClaimBook, ClaimKey, Judged, claim_life_seconds
 from core.limits import Limits
 from runtime.clock import BrokerClock
 from schemas.codec import UndecodableRecord, decode_claim, encode
@@ -38,19 +38,24 @@ class Claims:
         self._waiting: dict[str, asyncio.Future[Judged]] = {}
         self._turns: dict[ClaimKey, tuple[asyncio.Lock, list[None]]] = {}
 
-    def life_seconds(self, total_seconds: float) -> float:
-        """How long a claim keeps its key: longer than its request can run."""
-        running_s = 2 * total_seconds + self._limits.deadline_margin_seconds
-        return max(self._limits.claim_life_seconds, running_s)
-
     @contextlib.asynccontextmanager
-    async def turn(self, key: ClaimKey) -> AsyncIterator[None]:
-        """One at a time per key on this replica: many retries at once make one claim, not many."""
+    async def turn(self, key: ClaimKey, until_s: float) -> AsyncIterator[None]:
+        """One at a time per key on this replica: many retries at once make one claim, not many.
+
+        Raises Refusal `unavailable` if the turn has not come by `until_s` (the loop's time).
+        """
         lock, users = self._turns.setdefault(key, (asyncio.Lock(), []))
         users.append(None)
         try:
-            async with lock:
+            try:
+                async with asyncio.timeout_at(until_s):
+                    await lock.acquire()
+            except TimeoutError:
+                raise _unclaimed() from None
+            try:
                 yield
+            finally:
+                lock.release()
         finally:
             users.pop()
             if not users:
@@ -76,8 +81,7 @@ class Claims:
 
     async def _two_lives_back(self, here: list[Partition]) -> dict[Partition, int]:
         """Where to begin, so that every claim that can still matter is judged as others judge it."""
-        longest_s = self.life_seconds(self._limits.total_seconds)
-        back_s = 2 * longest_s + self._limits.clock_skew_seconds
+        back_s = 2 * claim_life_seconds(self._limits) + self._limits.clock_skew_seconds
         since_ms = max(0, int(self._clock.now_ms() - 1000 * back_s))
         return await self._log.offsets_at(dict.fromkeys(here, since_ms))
 
@@ -139,10 +143,10 @@ class Claims:
             if waiter is not None and not waiter.done():
                 waiter.set_result(judged)
 
-    async def claim(self, claim: Claim) -> Judged:
+    async def claim(self, claim: Claim, until_s: float) -> Judged:
         """Appends a claim and returns its verdict in log order.
 
-        Raises Refusal: `too_many_claims`, or `unavailable` when the log does not answer in time. A
+        Raises Refusal: `too_many_claims`, or `unavailable` when the log does not answer by `until_s`. A
         claim that may have been appended then is harmless: its request was not published.
         """
         if self.book.count(claim.tenant) >= self._limits.claims_per_tenant:
@@ -155,7 +159,7 @@ class Claims:
         waiter = self._waiting[claim.request_id] = asyncio.get_running_loop().create_future()
         appender: Appender | None = None
         try:
-            async with asyncio.timeout(self._limits.publish_seconds):
+            async with asyncio.timeout_at(until_s):
                 await self._log.partition_count(CLAIMS)
                 async with self._opening:
                     if self._appender is None:
@@ -169,9 +173,7 @@ class Claims:
             if appender is not None and self._appender is appender:
                 self._appender = None  # the next claim makes a new one
                 self._closing = asyncio.ensure_future(appender.close(0.0))
-            raise Refusal(
-                "unavailable", "The key could not be claimed right now.", retry_after_seconds=1
-            ) from error
+            raise _unclaimed() from error
         finally:
             self._waiting.pop(claim.request_id, None)
 
@@ -187,3 +189,8 @@ class Claims:
         if self._tail is not None:
             await self._tail.close()
             self._tail = None
+
+
+def _unclaimed() -> Refusal:
+    message = "The key could not be claimed right now."
+    return Refusal("unavailable", message, retry_after_seconds=1)

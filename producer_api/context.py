@@ -11,9 +11,11 @@ from core.limits import Limits
 from producer_api.json_bodies import fingerprint, parse_json
 from producer_api.openai_bodies import parse_request
 from producer_api.pipeline import Pipeline
+from producer_api.response_bodies import parse_response_request
 from producer_api.submission import Draft, IdempotencyKey, lowered
+from producer_api.tickets import Tickets
 from runtime.metrics import Metrics
-from schemas.requests import CHAT, COMPLETIONS, Deadlines, Endpoint, RequestInfo
+from schemas.requests import CHAT, COMPLETIONS, RESPONSES, Deadlines, Endpoint, RequestInfo
 
 _TRACEPARENT = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
@@ -25,6 +27,7 @@ class ApiContext:
     pipeline: Pipeline
     limits: Limits
     metrics: Metrics
+    tickets: Tickets
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +51,13 @@ class Incoming:
             stream=it.stream,
             include_usage=it.include_usage,
             total_seconds=it.deadlines.total_seconds,
+            response=it.response,
         )
+
+    @property
+    def in_background(self) -> bool:
+        """A response that is fetched later."""
+        return self.draft.response is not None and self.draft.response.background
 
 
 def context_of(http: HttpRequest) -> ApiContext:
@@ -71,9 +80,11 @@ async def read_background(http: HttpRequest, context: ApiContext) -> Incoming:
         name = min(unknown)[:64]
         raise Refusal("unknown_parameter", f"Unknown parameter: '{name}'.", param=name)
     endpoint, body = data.get("endpoint"), data.get("body")
-    if endpoint not in (CHAT, COMPLETIONS):
+    if endpoint not in (CHAT, COMPLETIONS, RESPONSES):
         raise Refusal(
-            "invalid_request", f"'endpoint' must be {CHAT} or {COMPLETIONS}.", param="endpoint"
+            "invalid_request",
+            f"'endpoint' must be {CHAT}, {COMPLETIONS} or {RESPONSES}.",
+            param="endpoint",
         )
     if not isinstance(body, dict):
         raise Refusal("invalid_request", "'body' must be an object.", param="body")
@@ -93,7 +104,10 @@ async def _read_json(http: HttpRequest, context: ApiContext) -> dict[str, Any]:
 def _incoming(
     http: HttpRequest, endpoint: Endpoint, data: dict[str, Any], context: ApiContext
 ) -> Incoming:
-    parsed = parse_request(endpoint, data, context.limits)
+    if endpoint == RESPONSES:
+        parsed = parse_response_request(data, context.limits)
+    else:
+        parsed = parse_request(endpoint, data, context.limits)
     prefer = http.headers.get("prefer", "")
     wishes = {it.strip().lower() for it in re.split(r"[,;]", prefer)}
     draft = Draft(
@@ -106,6 +120,7 @@ def _incoming(
         stream=parsed.stream,
         include_usage=parsed.include_usage,
         arrived_s=http.scope.get("arrived_s"),
+        response=parsed.echo,
     )
     context.pipeline.check_model(parsed.model)
     key = _idempotency_key(http.headers.get("idempotency-key"), context.limits)

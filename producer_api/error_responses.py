@@ -11,6 +11,7 @@ from core.errors import ERRORS, Refusal
 from schemas.replies import AnyTerminal, Cancelled, Expired, Failed
 
 JSON = "application/json"
+RETRY_AFTER_SECONDS = 1.0
 
 
 def error_object(refusal: Refusal) -> dict[str, Any]:
@@ -28,9 +29,12 @@ def error_object(refusal: Refusal) -> dict[str, Any]:
 def error_headers(refusal: Refusal) -> dict[str, str]:
     """`Retry-After` in seconds, the same in ms for OpenAI's SDK, and its retry switch."""
     headers: dict[str, str] = {}
-    if refusal.retry_after_seconds is not None:
-        headers["Retry-After"] = str(math.ceil(refusal.retry_after_seconds))
-        headers["retry-after-ms"] = str(int(refusal.retry_after_seconds * 1000))
+    after_s = refusal.retry_after_seconds
+    if after_s is None and refusal.kind.status == 503:
+        after_s = RETRY_AFTER_SECONDS  # such as what a worker's `Failed` says, which names no time
+    if after_s is not None:
+        headers["Retry-After"] = str(math.ceil(after_s))
+        headers["retry-after-ms"] = str(int(after_s * 1000))
     if refusal.kind.retry is not None:
         headers["x-should-retry"] = "true" if refusal.kind.retry else "false"
     if refusal.kind.status == 401:

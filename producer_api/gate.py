@@ -1,7 +1,8 @@
 """What every request passes first: bounds on headers and body, time to receive it, and the key.
 
-Default deny: all but `/health/…` needs a key, whatever the route, known or not. The body is received
-here, whole and bounded, so that no handler can forget to.
+Default deny: all but `/health/…` needs a key, whatever the route, known or not; the one stream that a
+ticket names may be opened with it instead. The body is received here, whole and bounded, so that no
+handler can forget to.
 """
 
 import asyncio
@@ -13,6 +14,7 @@ from core.errors import Refusal
 from core.limits import Limits
 from producer_api.auth import ApiKeys
 from producer_api.error_responses import error_response
+from producer_api.tickets import TicketAdmission
 from runtime.metrics import Metrics
 
 Message = MutableMapping[str, Any]
@@ -30,11 +32,19 @@ class ClientLeft(Exception):
 class Gate:
     """Pure ASGI; `scope["tenant"]` is who speaks."""
 
-    def __init__(self, app: App, keys: ApiKeys, limits: Limits, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        app: App,
+        keys: ApiKeys,
+        limits: Limits,
+        metrics: Metrics,
+        tickets: TicketAdmission,
+    ) -> None:
         self._app = app
         self._keys = keys
         self._limits = limits
         self._metrics = metrics
+        self._tickets = tickets
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Checks, receives, hands on."""
@@ -53,7 +63,7 @@ class Gate:
         try:
             headers = self._check_headers(scope)
             if scope["path"] not in OPEN_PATHS:
-                scope["tenant"] = self._authenticate(headers)
+                scope["tenant"] = await self._authenticate(scope, headers)
             body = await self._receive_body(headers, receive)
             scope["arrived_s"] = asyncio.get_running_loop().time()
         except Refusal as refusal:
@@ -76,8 +86,13 @@ class Gate:
             )
         return dict(pairs)
 
-    def _authenticate(self, headers: dict[bytes, bytes]) -> str:
-        tenant = self._keys.tenant(headers.get(b"authorization"))
+    async def _authenticate(
+        self, scope: MutableMapping[str, Any], headers: dict[bytes, bytes]
+    ) -> str:
+        authorization = headers.get(b"authorization")
+        tenant = self._keys.tenant(authorization)
+        if tenant is None and authorization is None:
+            tenant = await self._tickets.admit(scope)
         if tenant is None:
             raise Refusal(
                 "invalid_api_key", "No valid API key: send `Authorization: Bearer <key>`."

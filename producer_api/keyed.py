@@ -4,11 +4,12 @@ from dataclasses import replace
 from typing import Protocol
 
 from core.errors import Refusal
-from core.idempotency import Judged
+from core.idempotency import Judged, claim_life_seconds
 from core.limits import Limits
 from producer_api.claims import Claims
 from producer_api.placement import Placement, pool_of
 from producer_api.publisher import request_value
+from producer_api.retrieval import Deleted
 from producer_api.streams import ReplyStream
 from producer_api.submission import Draft, IdempotencyKey, Snapshot, Submission, lowered
 from runtime.clock import BrokerClock
@@ -29,10 +30,11 @@ class RequestPath(Protocol):
         request_id: str,
         place: tuple[Partition, bytes],
         traceparent: str | None,
+        until_s: float,
         *,
         keyed: bool,
     ) -> Submission: ...
-    async def open(self, tenant: str, request_id: str, *, after: int = 0) -> ReplyStream: ...
+    async def open(self, tenant: str, request_id: str) -> ReplyStream: ...
     async def status(self, tenant: str, request_id: str) -> Snapshot: ...
 
 
@@ -54,17 +56,20 @@ class KeyedSubmitter:
         self._metrics = metrics
 
     async def submit(
-        self, draft: Draft, wanted: IdempotencyKey, traceparent: str | None
+        self, draft: Draft, wanted: IdempotencyKey, traceparent: str | None, until_s: float
     ) -> Submission:
-        """Raises Refusal: those of publishing, of `Claims.claim`, and the conflicts of a key."""
+        """Raises Refusal: those of publishing, of `Claims.claim`, and the conflicts of a key.
+
+        What is appended is appended by `until_s` (the loop's time).
+        """
         key = (draft.tenant, wanted.key)
         live = self._claims.book.live(*key, self._clock.now_ms())
         if live is None:
-            async with self._claims.turn(key):
+            async with self._claims.turn(key, until_s):
                 # who had the turn before us may have claimed it
                 live = self._claims.book.live(*key, self._clock.now_ms())
                 if live is None:
-                    won, live = await self._claim(draft, wanted, traceparent)
+                    won, live = await self._claim(draft, wanted, traceparent, until_s)
                     if won is not None:
                         return won
         if live is None or not live.won:
@@ -76,13 +81,13 @@ class KeyedSubmitter:
                 "idempotency_key_reused",
                 "This Idempotency-Key was used with another payload: use a new key.",
             )
-        return await self._join(draft, wanted, live, traceparent)
+        return await self._join(draft, wanted, live, traceparent, until_s)
 
     async def _claim(
-        self, draft: Draft, wanted: IdempotencyKey, traceparent: str | None
+        self, draft: Draft, wanted: IdempotencyKey, traceparent: str | None, until_s: float
     ) -> tuple[Submission | None, Judged | None]:
         """Won: the request is published. Lost: who won instead, None if that is out of view."""
-        place = await self._placement.place(draft)
+        place = await self._placement.place(draft, until_s)
         request_id = self._placement.new_id()
         # what no record can hold must not take the key
         request_value(draft.request(request_id, pool_of(place[0].topic)))
@@ -92,26 +97,32 @@ class KeyedSubmitter:
             fingerprint=wanted.fingerprint,
             request_id=request_id,
             q=str(place[0]),
-            life_seconds=self._claims.life_seconds(draft.deadlines.total_seconds),
+            life_seconds=claim_life_seconds(self._path.limits, draft.deadlines.total_seconds),
         )
-        judged = await self._claims.claim(claim)
+        judged = await self._claims.claim(claim, until_s)
         if not judged.won:
             self._metrics.claims.labels("lost").inc()
             return None, self._claims.book.winner(draft.tenant, wanted.key)
         self._metrics.claims.labels("won").inc()
-        return await self._path.publish(draft, request_id, place, traceparent, keyed=True), judged
+        publish = self._path.publish(draft, request_id, place, traceparent, until_s, keyed=True)
+        return await publish, judged
 
     async def _join(
-        self, draft: Draft, wanted: IdempotencyKey, live: Judged, traceparent: str | None
+        self,
+        draft: Draft,
+        wanted: IdempotencyKey,
+        live: Judged,
+        traceparent: str | None,
+        until_s: float,
     ) -> Submission:
         request_id = live.claim.request_id
         snapshot = await self._snapshot(draft.tenant, request_id)
         if snapshot is None:
-            async with self._claims.turn((draft.tenant, wanted.key)):
+            async with self._claims.turn((draft.tenant, wanted.key), until_s):
                 # who had the turn before us may have published it
                 snapshot = await self._snapshot(draft.tenant, request_id)
                 if snapshot is None:
-                    return await self._take_over(draft, live, traceparent)
+                    return await self._take_over(draft, live, traceparent, until_s)
         if snapshot.state not in ("queued", "in_progress"):
             self._metrics.claims.labels("replayed").inc()
             stream = await self._path.open(draft.tenant, request_id)
@@ -126,12 +137,16 @@ class KeyedSubmitter:
         """None: the log says nothing of it."""
         try:
             return await self._path.status(tenant, request_id)
+        except Deleted:
+            raise _gone() from None
         except Refusal as refusal:
             if refusal.code == "not_found":
                 return None
             raise
 
-    async def _take_over(self, draft: Draft, live: Judged, traceparent: str | None) -> Submission:
+    async def _take_over(
+        self, draft: Draft, live: Judged, traceparent: str | None, until_s: float
+    ) -> Submission:
         """A claim without a request: its replica may have died between the two.
 
         A retry may have more time than the first try had; its run must not outlast the claim's life,
@@ -148,7 +163,9 @@ class KeyedSubmitter:
         if age_s < draft.deadlines.total_seconds:
             self._metrics.claims.labels("taken_over").inc()
             place = (parse_partition(live.claim.q), draft.tenant.encode())
-            return await self._path.publish(draft, request_id, place, traceparent, keyed=True)
+            return await self._path.publish(
+                draft, request_id, place, traceparent, until_s, keyed=True
+            )
         # no worker would accept its record any more; one that was accepted may still run
         if age_s <= 2 * limits.total_seconds + limits.deadline_margin_seconds:
             raise self._in_progress()

@@ -11,7 +11,15 @@ from core.errors import Refusal
 from core.limits import Limits
 from core.validation import check_body
 from producer_api.parameters import REFUSED, RUN, TIERS_BY_NAME, WITHOUT_EFFECT
-from schemas.requests import CHAT, Body, Endpoint, Message, ResponseFormat, Tier
+from schemas.requests import (
+    CHAT,
+    Body,
+    Endpoint,
+    Message,
+    ResponseEcho,
+    ResponseFormat,
+    Tier,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +31,7 @@ class ParsedRequest:
     tier: Tier
     stream: bool
     include_usage: bool
+    echo: ResponseEcho | None = None
 
 
 def invalid(param: str, message: str, code: str = "invalid_request") -> Refusal:
@@ -31,9 +40,9 @@ def invalid(param: str, message: str, code: str = "invalid_request") -> Refusal:
 
 
 def parse_request(endpoint: Endpoint, data: Mapping[str, Any], limits: Limits) -> ParsedRequest:
-    """Reads an OpenAI body. Raises Refusal naming the parameter at fault."""
+    """Reads the body of a chat or a completion. Raises Refusal naming the parameter at fault."""
     _check_names(endpoint, data, limits)
-    get = _Getter(data)
+    get = Getter(data)
     model = get.text("model")
     if model is None:
         raise invalid("model", "'model' is missing: name one of GET /v1/models.")
@@ -54,7 +63,7 @@ def parse_request(endpoint: Endpoint, data: Mapping[str, Any], limits: Limits) -
     )
     check_body(body, endpoint, limits)
     stream = get.boolean("stream")
-    return ParsedRequest(model, body, _tier(data), stream, _include_usage(data, stream=stream))
+    return ParsedRequest(model, body, tier_of(data), stream, _include_usage(data, stream=stream))
 
 
 def _check_names(endpoint: Endpoint, data: Mapping[str, Any], limits: Limits) -> None:
@@ -69,10 +78,10 @@ def _check_names(endpoint: Endpoint, data: Mapping[str, Any], limits: Limits) ->
         raise invalid("echo", "'echo' is not supported.", "unsupported_parameter")
     if data.get("suffix"):
         raise invalid("suffix", "'suffix' is not supported.", "unsupported_parameter")
-    _check_accepted(data, limits)
+    check_accepted(data, limits)
 
 
-def _check_accepted(data: Mapping[str, Any], limits: Limits) -> None:
+def check_accepted(data: Mapping[str, Any], limits: Limits) -> None:
     """What has no effect is bounded all the same."""
     user = data.get("user")
     if user is not None and not (isinstance(user, str) and len(user) <= limits.user_chars):
@@ -90,7 +99,7 @@ def _check_accepted(data: Mapping[str, Any], limits: Limits) -> None:
             )
 
 
-class _Getter:
+class Getter:
     """Typed reads of a JSON object; null is the same as absent."""
 
     def __init__(self, data: Mapping[str, Any]) -> None:
@@ -186,7 +195,7 @@ def _prompt(data: Mapping[str, Any]) -> str:
     return given
 
 
-def _max_tokens(get: _Getter) -> int | None:
+def _max_tokens(get: Getter) -> int | None:
     old, new = get.integer("max_tokens"), get.integer("max_completion_tokens")
     if old is not None and new is not None and old != new:
         raise invalid(
@@ -205,7 +214,7 @@ def _stop(data: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(texts)
 
 
-def _logprobs(endpoint: Endpoint, get: _Getter) -> int | None:
+def _logprobs(endpoint: Endpoint, get: Getter) -> int | None:
     if endpoint != CHAT:
         return get.integer("logprobs")
     wanted, top = get.boolean("logprobs"), get.integer("top_logprobs")
@@ -246,7 +255,8 @@ def _response_format(data: Mapping[str, Any]) -> ResponseFormat | None:
     )
 
 
-def _tier(data: Mapping[str, Any]) -> Tier:
+def tier_of(data: Mapping[str, Any]) -> Tier:
+    """The tier that `service_tier` asks for. Raises Refusal."""
     given = data.get("service_tier")
     if given is None:
         return "standard"

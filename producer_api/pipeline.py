@@ -6,31 +6,22 @@ append the request and `Accepted` side by side → both acks → the stream.
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from core.errors import InferlogError, Refusal
 from core.limits import Limits
-from core.stream import Key, Visible, is_terminal
+from core.stream import Key
 from producer_api.claims import Claims
 from producer_api.growth import ReplyGrowth, home_partitions
 from producer_api.keyed import KeyedSubmitter
 from producer_api.mailbox import Mailbox
 from producer_api.placement import Placement, pool_of
-from producer_api.publisher import Publisher, unavailable
+from producer_api.publisher import Publisher
 from producer_api.reply_router import ReplyRouter
-from producer_api.scan_places import ScanPlaces
-from producer_api.scans import CountedFollower
-from producer_api.streams import Follower, ReplyStream, result_expired
-from producer_api.submission import (
-    Draft,
-    IdempotencyKey,
-    Snapshot,
-    Submission,
-    info_of,
-    is_expired,
-    snapshot_of,
-)
+from producer_api.retrieval import Retrieval
+from producer_api.streams import ReplyStream
+from producer_api.submission import Draft, IdempotencyKey, Snapshot, Submission
 from producer_api.timings import Timings
 from producer_api.worker_directory import ModelEntry, WorkerDirectory
 from runtime.clock import BrokerClock
@@ -38,10 +29,7 @@ from runtime.metrics import Metrics
 from schemas.ids import parse_request_id
 from topics.catalogue import REPLIES
 from topics.fence_tail import FenceTail
-from topics.ports import Log, LogError, Partition
-
-SCAN_SECONDS = 30.0
-"""A scan that takes longer is given up: the log does not answer."""
+from topics.ports import Log, Partition
 
 _log = logging.getLogger(__name__)
 
@@ -71,8 +59,10 @@ class Pipeline:
         self._timings = Timings(metrics)
         metrics.claims_live.set_function(lambda: len(self._claims.book))
         self._draining = asyncio.Event()
+        self._retrieval = Retrieval(
+            log, self._clock, limits, metrics, self._publisher, self._draining
+        )
         self._open_streams = 0
-        self._scans = ScanPlaces(limits.scans_per_tenant, metrics.log_scans_running)
         self._tasks: list[asyncio.Task[None]] = []
         self._started = False
 
@@ -90,7 +80,9 @@ class Pipeline:
         self._growth = ReplyGrowth(self._log, self._router, self._placement, self._replica)
         self._keyed = KeyedSubmitter(self._claims, self._placement, self, self._clock, self.metrics)
         await self._publisher.open()
-        for start in (self._router.start, self._claims.start, self._directory.start):
+        retrieval = partial(self._retrieval.start, self._fence_tail, self._placement)
+        router, claims, directory = self._router, self._claims, self._directory
+        for start in (router.start, claims.start, directory.start, retrieval):
             self._watch(await start())
         self._watch(asyncio.create_task(self._growth.follow(), name="reply-growth"))
         self._started = True
@@ -113,10 +105,14 @@ class Pipeline:
             return "shutting down"
         if not self._router.reading:
             return "the home partitions are not being read"
+        if not self._publisher.trusted:
+            return "the log takes no requests"
         if self._fence_tail.failure:
             return "fences were lost"
         if not self._claims.reading:
             return "claims are not being read"
+        if not self._retrieval.reading:
+            return "deletions are not being read"
         return None
 
     # --- in
@@ -132,10 +128,11 @@ class Pipeline:
         if self._draining.is_set():
             raise Refusal("shutting_down", "This replica is going away.", retry_after_seconds=1)
         self._check_room()
-        if idempotency is None:
-            request_id, place = self._placement.new_id(), await self._placement.place(draft)
-            return await self.publish(draft, request_id, place, traceparent, keyed=False)
-        return await self._keyed.submit(draft, idempotency, traceparent)
+        until_s = asyncio.get_running_loop().time() + self.limits.publish_seconds
+        if idempotency is not None:
+            return await self._keyed.submit(draft, idempotency, traceparent, until_s)
+        request_id, place = self._placement.new_id(), await self._placement.place(draft, until_s)
+        return await self.publish(draft, request_id, place, traceparent, until_s, keyed=False)
 
     async def publish(
         self,
@@ -143,6 +140,7 @@ class Pipeline:
         request_id: str,
         place: tuple[Partition, bytes],
         traceparent: str | None,
+        until_s: float,
         *,
         keyed: bool,
     ) -> Submission:
@@ -158,7 +156,7 @@ class Pipeline:
             self._router.watch(box)
         stream = self._stream(key, box)
         try:
-            await self._publisher.publish(request, q, record_key, traceparent, keyed=keyed)
+            await self._publisher.publish(request, q, record_key, traceparent, until_s, keyed=keyed)
         except BaseException:
             await stream.close()
             raise
@@ -175,7 +173,10 @@ class Pipeline:
 
     # --- out
 
-    def _stream(self, key: Key, box: Mailbox | None, after: int = 0) -> ReplyStream:
+    def _stream(self, key: Key, box: Mailbox | None) -> ReplyStream:
+        return self._retrieval.stream(key, box, on_close=self._count_stream(key, box))
+
+    def _count_stream(self, key: Key, box: Mailbox | None = None) -> Callable[[], None]:
         self._open_streams += 1
         self.metrics.open_streams.set(self._open_streams)
 
@@ -185,69 +186,51 @@ class Pipeline:
             if box is not None:
                 self._router.unwatch(key)
 
-        return ReplyStream(
-            key,
-            self._draining,
-            partial(self._follower, key, "follow" if box is None else "mailbox"),
-            partial(self._scans.place, key[0]),
-            self._is_expired,
-            box,
-            after,
-            closed,
-        )
+        return closed
 
-    def _is_expired(self, request_id: str, total_seconds: float | None) -> bool:
-        total_s = self.limits.total_seconds if total_seconds is None else total_seconds
-        margin_s = self.limits.deadline_margin_seconds
-        return is_expired(request_id, total_s, self._clock.now_ms(), margin_s)
+    async def resume(self, tenant: str, request_id: str) -> tuple[Snapshot, ReplyStream]:
+        """What the log says of any request of this tenant, and its stream from the beginning on.
 
-    def _follower(self, key: Key, reason: str) -> Follower:
-        skew_ms = int(self.limits.clock_skew_seconds * 1000)
-        return CountedFollower(self._log, self._fence_tail, key, skew_ms, self.metrics, reason)
-
-    async def open(self, tenant: str, request_id: str, *, after: int = 0) -> ReplyStream:
-        """The answer of any request of this tenant, from position `after` on. Raises Refusal."""
+        Raises Refusal `not_found`, `result_expired`, `too_many_streams`, `unavailable`.
+        """
         self._check_room()
+        return await self._read(tenant, request_id, counted=True)
+
+    async def open(self, tenant: str, request_id: str) -> ReplyStream:
+        """The stream alone. Raises like `resume`."""
+        return (await self.resume(tenant, request_id))[1]
+
+    async def status(self, tenant: str, request_id: str) -> Snapshot:
+        """What the log says of a request now. Raises Refusal."""
+        snapshot, stream = await self._read(tenant, request_id, counted=False)
+        await stream.close()
+        return snapshot
+
+    async def _read(
+        self, tenant: str, request_id: str, *, counted: bool
+    ) -> tuple[Snapshot, ReplyStream]:
         await self._growth.meet(request_id)
-        self._placement.check_id(request_id, self.limits.reply_retention_seconds)
-        stream = self._stream((tenant, request_id), None, after)
+        key: Key = (tenant, request_id)
+        known = await self._retrieval.look_up(key)
+        on_close = self._count_stream(key) if counted else None
+        stream = self._retrieval.stream(key, ahead=known, on_close=on_close)
         try:
-            async with asyncio.timeout(SCAN_SECONDS), self._scans.place(tenant):
-                await stream.find()
-        except (LogError, TimeoutError) as error:
-            await stream.close()
-            raise unavailable() from error
+            return await self._retrieval.catch_up(stream), stream
         except BaseException:
             await stream.close()
             raise
-        return stream
 
-    async def status(self, tenant: str, request_id: str) -> Snapshot:
-        """One scan up to the end of the log as it is now. Raises Refusal."""
-        await self._growth.meet(request_id)
-        self._placement.check_id(request_id, self.limits.reply_retention_seconds)
-        follower = self._follower((tenant, request_id), "status")
-        visible: list[Visible] = []
-        now_ms = self._clock.now_ms()  # of before the end that is read up to
-        try:
-            async with asyncio.timeout(SCAN_SECONDS), self._scans.place(tenant):
-                await follower.open()
-                while not follower.at_end:
-                    visible += await follower.read(0.2)
-                    if visible and is_terminal(visible[-1]):
-                        break
-        except (LogError, TimeoutError) as error:
-            raise unavailable() from error
-        finally:
-            await follower.close()
-        if follower.gap:
-            raise result_expired()
-        if not visible:
-            raise Refusal("not_found", f"There is no request {request_id}.")
-        if info_of(visible) is None and not is_terminal(visible[-1]):
-            raise result_expired()  # retention took all before its first token
-        margin_s = self.limits.deadline_margin_seconds
-        return snapshot_of(request_id, visible, now_ms, margin_s)
+    async def delete(self, tenant: str, request_id: str) -> None:
+        """Gone on every replica; aborted if it still runs. Raises Refusal."""
+        await self._retrieval.delete((tenant, request_id))
+
+    async def redeem(self, tenant: str, request_id: str, ticket: str) -> bool:
+        """Uses up a ticket; False if that was done before. Raises Refusal."""
+        return await self._retrieval.redeem((tenant, request_id), ticket)
+
+    def now_ms(self) -> float:
+        """Milliseconds since 1970 on the broker's clock, which all replicas share."""
+        return self._clock.now_ms()
 
     async def cancel(self, tenant: str, request_id: str, reason: str) -> None:
         """Appends the cancel; done when it is acknowledged. Idempotent. Raises Refusal."""
@@ -280,6 +263,7 @@ class Pipeline:
             await self._router.close()
             await self._claims.close()
             await self._directory.close()
+            await self._retrieval.close()
             await self._fence_tail.close()
         await self._publisher.close()
         await self._log.close()

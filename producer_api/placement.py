@@ -1,5 +1,6 @@
 """Where a request goes: its id with its reply partition, its request partition and record key."""
 
+import asyncio
 import secrets
 import zlib
 from collections.abc import Sequence
@@ -53,13 +54,14 @@ class Placement:
         random_62 = secrets.randbits(RANDOM_BITS)
         return make_request_id(int(self._clock.now_ms()), self._home[self._next_home], random_62)
 
-    async def place(self, draft: Draft) -> tuple[Partition, bytes]:
-        """The request partition and the record key. Raises Refusal."""
+    async def place(self, draft: Draft, until_s: float) -> tuple[Partition, bytes]:
+        """The request partition and the record key. Raises Refusal, by `until_s` (the loop's time)."""
         key = f"{draft.tenant}:{prefix_bucket(draft.body)}".encode()
         topic = request_topic(self._directory.check(draft.model).pool, draft.tier)
         try:
-            await self._log.partition_count(topic)
-        except LogError as error:
+            async with asyncio.timeout_at(until_s):
+                await self._log.partition_count(topic)
+        except (LogError, TimeoutError) as error:
             raise unavailable() from error
         return Partition(topic, self._log.partition_of_key(topic, key)), key
 

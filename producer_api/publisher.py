@@ -21,6 +21,8 @@ REQUEST_BYTES_MAX = RECORD_BYTES_MAX - 4096
 """Headers and key need room beside it."""
 CANCELS_AT_ONCE = 256
 RETRY_SECONDS = 0.5
+TROUBLE_SECONDS = 5.0
+"""So long after a failure requests should go elsewhere; then one of them has to find out."""
 
 _log = logging.getLogger(__name__)
 
@@ -60,6 +62,16 @@ class Publisher:
         self._closing: set[asyncio.Future[None]] = set()
         self._cancels: dict[Key, None] = {}
         self._cancelling: asyncio.Task[None] | None = None
+        self._failed_ms: int | None = None
+
+    @property
+    def trusted(self) -> bool:
+        """False for a while after the log failed to take a request, unless it took one since.
+
+        Also asked from other threads.
+        """
+        failed_ms = self._failed_ms
+        return failed_ms is None or self._clock.wall_ms() - failed_ms >= 1000 * TROUBLE_SECONDS
 
     async def open(self) -> Appender:
         """The appender; a new one after a failure. Raises LogError."""
@@ -74,10 +86,13 @@ class Publisher:
         q: Partition,
         record_key: bytes,
         traceparent: str | None,
+        until_s: float,
         *,
         keyed: bool,
     ) -> None:
         """Appends the request and `Accepted` side by side; returns after both acks.
+
+        It ends by `until_s` (the loop's time), whatever the log does.
 
         Under a key one after the other: a retry that met `Accepted` alone would join a request that
         nobody will ever run.
@@ -94,7 +109,7 @@ class Publisher:
         appender: Appender | None = None
         appended: Appended | None = None
         try:
-            async with asyncio.timeout(self._limits.publish_seconds):
+            async with asyncio.timeout_at(until_s):
                 appender = self._appender or await self.open()
                 sent_ms = self._clock.wall_ms()
                 ack = appender.append(q.topic, q.index, value, key=record_key, headers=headers)
@@ -107,6 +122,8 @@ class Publisher:
                     await accepted_ack
         except (LogError, TimeoutError) as error:
             key = (request.tenant, request.id)
+            if not isinstance(error, RecordTooLarge):
+                self._failed_ms = self._clock.wall_ms()
             if appender is None:
                 raise unavailable() from error
             self._drop(appender)
@@ -116,6 +133,7 @@ class Publisher:
                 # nobody knows its id, so nobody else could ever cancel it
                 self.cancel_soon(request.tenant, request.id)
             raise
+        self._failed_ms = None
         if appended.time_ms:
             acked_ms = self._clock.wall_ms()
             self._clock.observe(appended.time_ms, sent_ms, acked_ms)
@@ -151,11 +169,15 @@ class Publisher:
 
     async def cancel(self, tenant: str, request_id: str, reason: str) -> None:
         """Appends the cancel; done when it is acknowledged. Idempotent. Raises Refusal."""
+        await self.tell(_cancel((tenant, request_id), reason))
+
+    async def tell(self, control: Control) -> None:
+        """Appends to `control`; done when it is acknowledged. Raises Refusal `unavailable`."""
         appender: Appender | None = None
         try:
             async with asyncio.timeout(self._limits.publish_seconds):
                 appender = self._appender or await self.open()
-                await appender.append(CONTROL, 0, _cancel_record((tenant, request_id), reason))
+                await appender.append(CONTROL, 0, encode(control))
         except (LogError, TimeoutError) as error:
             if appender is not None:
                 self._drop(appender)
@@ -179,7 +201,7 @@ class Publisher:
                 async with asyncio.timeout(self._limits.publish_seconds):
                     appender = self._appender or await self.open()
                     acks = [
-                        appender.append(CONTROL, 0, _cancel_record(key, "nobody waits for it"))
+                        appender.append(CONTROL, 0, encode(_cancel(key, "nobody waits for it")))
                         for key in keys
                     ]
                     for key, ack in zip(keys, acks, strict=True):
@@ -204,6 +226,6 @@ class Publisher:
             await appender.close()
 
 
-def _cancel_record(key: Key, reason: str) -> bytes:
+def _cancel(key: Key, reason: str) -> Control:
     tenant, request_id = key
-    return encode(Control(kind="cancel", tenant=tenant, request_id=request_id, reason=reason))
+    return Control(kind="cancel", tenant=tenant, request_id=request_id, reason=reason)

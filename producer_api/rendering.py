@@ -1,22 +1,42 @@
 """Visible events as OpenAI's bodies and chunks. Pure: events in, bytes and objects out."""
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
 
 import orjson
 
-from core.stream import Visible
+from core.errors import Refusal
+from core.stream import Visible, is_terminal
+from producer_api.error_responses import error_object, refusal_of
 from producer_api.parameters import NAMES_BY_TIER
+from producer_api.response_rendering import (
+    ResponseRenderer,
+    response_object,
+    status_of,
+    text_of,
+)
 from schemas.ids import parse_request_id
 from schemas.replies import Accepted, Finished, Started, TokenLogprob, Tokens, TokenUsage
-from schemas.requests import CHAT, RequestInfo
+from schemas.requests import CHAT, COMPLETIONS, RESPONSES, RequestInfo
 
 DONE = b"data: [DONE]\n\n"
+_PREFIXES: Mapping[str, str] = {CHAT: "chatcmpl-", COMPLETIONS: "cmpl-", RESPONSES: "resp_"}
+_MARK = "\0"
+"""Stands where the text will: nothing behind it in a chunk could be taken for it."""
+
+
+class Renderer(Protocol):
+    """Events in, server-sent events out. `position` is the id that a client goes on from."""
+
+    position: int
+
+    def render(self, events: Iterable[Visible]) -> bytes: ...
+    def failure(self, refusal: Refusal) -> bytes: ...
 
 
 def public_id(request_id: str, endpoint: str) -> str:
-    """`chatcmpl-…` or `cmpl-…`."""
-    return f"{'chatcmpl' if endpoint == CHAT else 'cmpl'}-{request_id}"
+    """`chatcmpl-…`, `cmpl-…` or `resp_…`."""
+    return f"{_PREFIXES[endpoint]}{request_id}"
 
 
 def frame(payload: object, position: int | None = None) -> bytes:
@@ -74,14 +94,20 @@ def completion_logprobs(items: Iterable[TokenLogprob] | None) -> dict[str, Any] 
 
 
 class ChunkRenderer:
-    """The chunks of one stream. `position` counts the tokens of all choices rendered or skipped."""
+    """The chunks of one stream, from the beginning of its answer on.
+
+    It is given every event of the answer; those up to the position `after` are not shown. A position
+    inside an event, which no stream ever told, stands for the event's beginning: its text cannot be
+    cut, and nothing is lost. `position` counts the tokens of all choices passed over or shown.
+    """
 
     def __init__(self, request_id: str, info: RequestInfo, after: int = 0) -> None:
-        self.position = after
+        self.position = 0
         self._chat = info.endpoint == CHAT
         self._info = info
-        self._resumed = after > 0
+        self._after = after
         self._roles: set[int] = set()
+        self._around: dict[int, tuple[bytes, bytes]] = {}
         kind = "chat.completion.chunk" if self._chat else "text_completion"
         self._head: dict[str, Any] = {
             "id": public_id(request_id, info.endpoint),
@@ -93,7 +119,7 @@ class ChunkRenderer:
         }
 
     def render(self, events: Iterable[Visible]) -> bytes:
-        """All frames for these events, to be written at once. Terminals that are errors are not ours."""
+        """All frames for these events, to be written at once, with the end of the answer."""
         frames: list[bytes] = []
         for event in events:
             if isinstance(event, Tokens):
@@ -103,21 +129,50 @@ class ChunkRenderer:
                     chunk = {**self._head, "choices": [], "usage": usage_object(event.usage)}
                     frames.append(frame(chunk, self.position))
                 frames.append(DONE)
+            elif is_terminal(event):
+                refusal = refusal_of(event)  # type: ignore[arg-type]  # just checked
+                assert refusal is not None
+                frames.append(self.failure(refusal))
         return b"".join(frames)
 
+    def failure(self, refusal: Refusal) -> bytes:
+        """The request's own error, or one of this replica; the end of the stream."""
+        return frame(error_object(refusal), self.position)
+
     def _tokens(self, event: Tokens, frames: list[bytes]) -> None:
-        if self._chat and event.choice not in self._roles and not self._resumed:
+        ends_at = self.position + len(event.token_ids)
+        if ends_at < self._after:
+            self.position = ends_at
             self._roles.add(event.choice)
-            delta = {"role": "assistant", "content": ""}
-            # the same position as before: nothing of the answer is in it
-            frames.append(frame(self._chunk(event.choice, delta, None, None), self.position))
-        self.position += len(event.token_ids)
-        if event.text or event.logprobs:
+            return
+        if self._chat and event.choice not in self._roles:
+            self._roles.add(event.choice)
+            if self.position >= self._after:
+                delta = {"role": "assistant", "content": ""}
+                # the same position as before: nothing of the answer is in it
+                frames.append(frame(self._chunk(event.choice, delta, None, None), self.position))
+        self.position = ends_at
+        if event.token_ids and ends_at == self._after:
+            pass  # it was the last one told
+        elif event.text and event.logprobs is None:
+            before, behind = self._around.get(event.choice) or self._cut(event.choice)
+            text = orjson.dumps(event.text)
+            frames.append(b"id: %d\n%b%b%b" % (ends_at, before, text, behind))
+        elif event.text or event.logprobs:
             frames.append(frame(self._piece(event), self.position))
+        # the end of a choice lies at its last token's position: it is told again from there on
         if event.finish_reason is not None:
             final: Any = {} if self._chat else ""
             chunk = self._chunk(event.choice, final, event.finish_reason, None)
             frames.append(frame(chunk, self.position))
+
+    def _cut(self, choice: int) -> tuple[bytes, bytes]:
+        """What stands around the text in every plain piece of a choice: only the text differs."""
+        content: Any = {"content": _MARK} if self._chat else _MARK
+        whole = frame(self._chunk(choice, content, None, None))
+        before, _, behind = whole.rpartition(orjson.dumps(_MARK))
+        self._around[choice] = before, behind
+        return before, behind
 
     def _piece(self, event: Tokens) -> dict[str, Any]:
         if self._chat:
@@ -133,7 +188,14 @@ class ChunkRenderer:
         return {**self._head, "choices": [it]}
 
 
-def whole_body(request_id: str, events: Iterable[Visible]) -> dict[str, Any]:
+def renderer_of(request_id: str, info: RequestInfo, after: int | None = None) -> Renderer:
+    """The stream of a request in its endpoint's own form, from behind the event id `after` on."""
+    if info.endpoint == RESPONSES:
+        return ResponseRenderer(request_id, info, -1 if after is None else after)
+    return ChunkRenderer(request_id, info, after or 0)
+
+
+def whole_body(request_id: str, events: list[Visible]) -> dict[str, Any]:
     """The answer as one body. `events` are all visible ones, the last of them Finished."""
     info: RequestInfo | None = None
     texts: dict[int, list[str]] = {}
@@ -150,6 +212,8 @@ def whole_body(request_id: str, events: Iterable[Visible]) -> dict[str, Any]:
             finished = event
     if info is None or finished is None:
         raise ValueError("an answer has a beginning and a Finished")
+    if info.endpoint == RESPONSES:
+        return response_object(request_id, info, status_of(finished), text_of(events), finished)
     chat = info.endpoint == CHAT
     choices: list[dict[str, Any]] = []
     for index, reason in enumerate(finished.finish_reasons):

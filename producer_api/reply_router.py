@@ -20,6 +20,8 @@ from topics.ports import Log, LogError, OffsetOutOfRange, Partition, Tail
 from topics.scan import REPLIES, late_reader
 
 BEHIND_SECONDS = 2.0
+SILENT_SECONDS = 6.0
+"""A broker that has not told the ends of the home partitions for so long is away."""
 
 _log = logging.getLogger(__name__)
 
@@ -52,6 +54,7 @@ class ReplyRouter:
         self._records_read = metrics.records_read.labels(REPLIES)
         self._fetch = metrics.fetch.labels(REPLIES)
         self._opening = asyncio.Lock()
+        self._answered_ms = 0
 
     async def start(self) -> "asyncio.Task[None]":
         """Begins at the end of the home partitions; returns the loop."""
@@ -62,8 +65,13 @@ class ReplyRouter:
 
     @property
     def reading(self) -> bool:
-        """True while the home partitions are being read."""
-        return self._task is not None and not self._task.done() and self._tail is not None
+        """True while the home partitions are being read, and their brokers answer.
+
+        Also asked from other threads.
+        """
+        if self._task is None or self._task.done() or self._tail is None:
+            return False
+        return self._clock.wall_ms() - self._answered_ms < 1000 * SILENT_SECONDS
 
     async def _open(self) -> None:
         async with self._opening:
@@ -83,6 +91,7 @@ class ReplyRouter:
         """Makes the readers of these partitions; returns where to read on."""
         here = list(map(_partition, home))
         ends = await self._log.end_offsets(here)
+        self._answered_ms = self._clock.wall_ms()
         positions: dict[Partition, int] = {}
         for partition in here:
             begin = await late_reader(
@@ -130,13 +139,14 @@ class ReplyRouter:
 
     async def _measure(self) -> None:
         """Tells now and then how far behind the log the tail is, for ever."""
-        here = [Partition(REPLIES, index) for index in self.home]
         while True:
             await asyncio.sleep(BEHIND_SECONDS)
+            here = list(map(_partition, self.home))
             try:
                 ends = await self._log.end_offsets(here)
             except LogError:
-                continue  # the figure stands still; that the log is away shows elsewhere
+                continue  # the figure stands still; `reading` says why
+            self._answered_ms = self._clock.wall_ms()
             if (tail := self._tail) is not None:
                 behind = sum(ends[it] - tail.position(it) for it in here)
                 self._metrics.replies_behind_records.set(max(0, behind))

@@ -46,10 +46,6 @@ class ApiSettings:
         default=None, metadata={"help": "a key, of the tenant 'default'", "secret": True}
     )
     api_keys_file: Path | None = field(default=None, metadata={"help": "file of tenant:key lines"})
-    pool: str = field(
-        default="default",
-        metadata={"help": "the pool that serves a model no worker has announced yet"},
-    )
     cors_origins: tuple[str, ...] = field(
         default=(),
         metadata={"help": "origins whose browsers may call", "unit": "several by commas"},

@@ -4,23 +4,20 @@ A mailbox is bounded: who falls behind reads on from the log at its own pace, an
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from core.errors import InferlogError, Refusal
-from core.stream import Key, Reader, Visible
+from core.stream import Key, Visible, is_terminal
 from producer_api.mailbox import Mailbox
-from producer_api.scan_places import Place
-from schemas.codec import UndecodableRecord, decode_reply
-from schemas.ids import parse_request_id
+from producer_api.result_cache import Recording
 from schemas.replies import Accepted, Expired, Started, Tokens
-from topics.fence_tail import FenceTail
-from topics.ports import Log, LogError, Partition, Tail
-from topics.scan import REPLIES, late_reader
 
 WAIT_SLICE_SECONDS = 1.0
 
-IsExpired = Callable[[str, float | None], bool]
-"""Whether a request (id, its total deadline if known) counts as expired without a terminal."""
+LateBy = Callable[[str, float | None], float]
+"""For how many seconds a request (id, its total deadline if known) has counted as expired if it has
+no terminal; negative before that time."""
 
 
 class ShuttingDown(InferlogError):
@@ -36,116 +33,90 @@ def result_expired() -> Refusal:
     return Refusal("result_expired", "This answer, or its beginning, is no longer kept.")
 
 
-class Follower:
-    """Reads one request from its id's time on, through a reader that starts late."""
-
-    def __init__(self, log: Log, fence_tail: FenceTail, key: Key, skew_ms: int) -> None:
-        parts = parse_request_id(key[1])
-        self._log = log
-        self._fence_tail = fence_tail
-        self._key = key
-        self._since_ms = max(0, parts.time_ms - skew_ms)
-        self._partition = Partition(REPLIES, parts.reply_partition)
-        self._reader: Reader | None = None
-        self._tail: Tail | None = None
-        self.end = 0
-        self.gap = False
-
-    async def open(self) -> None:
-        """Finds where to begin. Raises LogError."""
-        here = self._partition
-        position = (await self._log.offsets_at({here: self._since_ms}))[here]
-        wanted = self._key.__eq__
-        begin = await late_reader(self._log, self._fence_tail, here.index, position, wanted)
-        self.end = (await self._log.end_offsets([here]))[here]
-        self._reader = begin.reader
-        self._tail = await self._log.tail({here: begin.position})
+class Source(Protocol):
+    """A request as it is read back from the log (`followers.Following`)."""
 
     @property
-    def at_end(self) -> bool:
-        """True once everything up to the end taken at `open` was read."""
-        return self._tail is not None and self._tail.position(self._partition) >= self.end
+    def at_end(self) -> bool: ...
+    @property
+    def gap(self) -> bool: ...
+    async def read(self, max_wait_seconds: float) -> list[Visible]: ...
+    def abandon(self) -> None: ...
+    def close(self) -> None: ...
 
-    async def read(self, max_wait_seconds: float) -> list[Visible]:
-        """The next visible events of the request. Raises LogError."""
-        assert self._tail is not None
-        assert self._reader is not None
-        visible: list[Visible] = []
-        for record in await self._tail.read(max_wait_seconds=max_wait_seconds):
-            try:
-                visible += self._reader.feed(decode_reply(record.value))
-            except UndecodableRecord:
-                continue  # it binds nothing; the tail has logged it
-        state = self._reader.states.get(self._key)
-        self.gap = state is not None and state.gap and not state.total()
-        return visible
 
-    async def close(self) -> None:
-        """Ends the client."""
-        if self._tail is not None:
-            await self._tail.close()
-            self._tail = None
+Follow = Callable[[int], Source]
+"""Begins to read a request back; so many of its visible events were delivered before."""
 
 
 class ReplyStream:
-    """The answer of one request from a position on; ends with its terminal.
+    """The answer of one request from its beginning on; ends with its terminal.
 
-    `position` is the number of tokens (of all choices) delivered so far. Positions that clients hold
-    are ends of log events, or of merges of them, so going on from one never splits an event. An event
-    without tokens (the end of a choice) lies at the position of the token before it, and is told
-    again to whoever goes on from there.
+    `position` is the number of tokens (of all choices) delivered so far. Whoever resumes is given the
+    beginning as well: what of it is shown again is the renderer's business. `ahead` is what is known
+    of the answer already; `recording`, if there is one, gets what is read here.
     """
 
     def __init__(
         self,
         key: Key,
         shutdown: asyncio.Event,
-        make_follower: Callable[[], Follower],
-        place: Place,
-        is_expired: IsExpired,
+        follow: Follow,
+        late_by: LateBy,
         mailbox: Mailbox | None = None,
-        after: int = 0,
+        *,
+        ahead: Sequence[Visible] = (),
+        recording: Recording | None = None,
         on_close: Callable[[], None] | None = None,
     ) -> None:
         self.key = key
-        self.position = after
+        self.position = 0
         self.ended = False
         self._shutdown = shutdown
-        self._make_follower = make_follower
-        self._place = place
+        self._follow = follow
         self._mailbox = mailbox
-        self._follower: Follower | None = None
-        self._is_expired = is_expired
-        self._after = after
-        self._seen = 0  # tokens read, delivered or not
-        self._consumed = 0  # events read, delivered or not
-        self._skip = 0  # events still to be passed over
+        self._source: Source | None = None
+        self._asked_s = 0.0  # the loop's time at which the source was opened
+        self._late_by = late_by
+        self._consumed = 0  # visible events read from mailbox or log
         self._total_seconds: float | None = None
-        self._started = self._abandoned = self._last_look = False
+        self._started = False
         self._on_close = on_close
-        self._ahead: list[Visible] = []
+        self._ahead: list[Visible] = list(ahead)
+        self._recording = recording
         self.on_delivered: Callable[[list[Visible]], None] | None = None
+        self._abandoned = False
 
     def abandon(self) -> None:
         """The client is gone: whoever waits in `next` is told so."""
         self._abandoned = True
         if self._mailbox is not None:
             self._mailbox.wake()
+        if self._source is not None:
+            self._source.abandon()
 
     @property
     def request_id(self) -> str:
         """The bare id."""
         return self.key[1]
 
-    async def find(self) -> None:
-        """Makes sure that the request exists, by the log up to now. Raises Refusal `not_found`."""
-        follower = await self._open_follower()
-        while not self._ahead:
-            self._ahead = await follower.read(0.2)
-            if follower.gap:
+    async def catch_up(self) -> list[Visible]:
+        """All that the log says of the request now; `next` delivers it too.
+
+        Raises Refusal `not_found` if that is nothing, `result_expired` if retention took the
+        beginning; LogError if the log cannot be read.
+        """
+        while not (self._ahead and is_terminal(self._ahead[-1])):
+            source = self._source or self._open_source()
+            events = await source.read(0.0 if source.at_end else 0.5)
+            if source.gap:
                 raise result_expired()
-            if not self._ahead and follower.at_end:
-                raise Refusal("not_found", f"There is no request {self.request_id}.")
+            if not events and source.at_end:
+                break
+            self._ahead += self._note(events)
+        if not self._ahead:
+            raise Refusal("not_found", f"There is no request {self.request_id}.")
+        return list(self._ahead)
 
     async def next(self, timeout_seconds: float) -> list[Visible]:
         """All events that are there now, else those that come first; [] after the limit.
@@ -157,33 +128,41 @@ class ReplyStream:
         loop = asyncio.get_running_loop()
         until_s = loop.time() + timeout_seconds
         while not self.ended:
-            if events := self._deliver(await self._fetch(until_s - loop.time())):
+            self._check_client()  # it may have left while what came before was being sent
+            over = self._is_over(loop.time())
+            # over: what is there is all there will be, and many a client waits less than a slice
+            wait_seconds = 0.0 if over else until_s - loop.time()
+            events = self._deliver(await self._fetch(wait_seconds))
+            self._check_client()
+            if events:
                 return events
-            if self._abandoned:
-                raise ClientGone("the client closed its connection")
             if self._shutdown.is_set():
                 raise ShuttingDown("this replica is shutting down")
-            late = self._is_expired(self.request_id, self._total_seconds)
-            if late and await self._is_read_out():
+            if over:
                 return [self._expired()]
             if loop.time() >= until_s:
                 return []
         return []
 
-    async def _is_read_out(self) -> bool:
-        """Whether the log holds no terminal up to an end that was taken after the deadline.
+    def _check_client(self) -> None:
+        if self._abandoned:
+            raise ClientGone("the client closed its connection")
 
-        What was read before may lag behind the log, and a broker that was away shows nothing new.
+    def _is_over(self, now_s: float) -> bool:
+        """Whether it counts as expired, and the log was read to an end taken after it did.
+
+        What was read before may lag behind the log: its terminal may lie there unread.
         """
-        if self._last_look:
-            return self._follower is not None and self._follower.at_end
-        self._last_look = True
-        if self._mailbox is not None:
-            self._mailbox.overflow()
-        if self._follower is not None:
-            await self._follower.close()
-            self._follower = None
-        return False
+        late_s = self._late_by(self.request_id, self._total_seconds)
+        if late_s <= 0 or self._ahead:
+            return False
+        if self._source is None or self._asked_s < now_s - late_s:
+            if self._mailbox is not None:
+                self._mailbox.overflow()
+            if self._source is not None:
+                self._source.close()
+            self._open_source()
+        return self._source is not None and self._source.at_end
 
     async def _fetch(self, wait_seconds: float) -> list[Visible]:
         if self._ahead:
@@ -193,50 +172,33 @@ class ReplyStream:
         box = self._mailbox
         if box is not None and not box.overflowed:
             if events := box.take():
-                return events
+                return self._note(events)
             await box.wait(wait_seconds)
-            return box.take()
-        if self._follower is not None and self._follower.at_end:
-            return await self._read_log(self._follower, wait_seconds)
-        # taken anew for each read: a client that takes its time holds no place meanwhile
-        async with self._place(wait_seconds) as free:
-            if not free:
-                return []
-            follower = self._follower or await self._open_follower()
-            return await self._read_log(follower, wait_seconds)
-
-    async def _read_log(self, follower: Follower, wait_seconds: float) -> list[Visible]:
-        events = await follower.read(min(wait_seconds, 0.5))
-        if follower.gap:
+            return self._note(box.take())
+        # from the mailbox to the log, which says again what was delivered: that is passed over
+        source = self._source or self._open_source()
+        events = await source.read(wait_seconds)
+        if source.gap:
             # nothing more will ever be accepted: its beginning was taken by retention
             raise result_expired()
+        return self._note(events)
+
+    def _open_source(self) -> Source:
+        self._asked_s = asyncio.get_running_loop().time()
+        self._source = self._follow(self._consumed)
+        return self._source
+
+    def _note(self, events: list[Visible]) -> list[Visible]:
+        self._consumed += len(events)
+        if self._recording is not None and events:
+            self._recording.add(events)
         return events
 
-    async def _open_follower(self) -> Follower:
-        follower = self._make_follower()
-        try:
-            await follower.open()
-        except LogError as error:
-            await follower.close()
-            reason = "The log cannot be read right now."
-            raise Refusal("unavailable", reason, retry_after_seconds=2) from error
-        self._follower = follower
-        self._skip = self._consumed  # the log says again what was delivered
-        return follower
-
     def _deliver(self, events: list[Visible]) -> list[Visible]:
-        if self._skip:
-            passed = min(self._skip, len(events))
-            self._skip -= passed
-            events = events[passed:]
-        self._consumed += len(events)
         fresh: list[Visible] = []
         for event in events:
             if isinstance(event, Tokens):
-                self._seen += len(event.token_ids)
-                self.position = max(self.position, self._seen)
-                if self._seen < self._after or (self._seen == self._after and event.token_ids):
-                    continue
+                self.position += len(event.token_ids)
             elif isinstance(event, Accepted | Started):
                 self._total_seconds = event.info.total_seconds
                 if isinstance(event, Started):
@@ -254,14 +216,19 @@ class ReplyStream:
         """What a request without a terminal has come to: its record can run no more."""
         self.ended = True
         tenant, request_id = self.key
-        counts = (self._seen,)
+        counts = (self.position,)
         return Expired(id=request_id, tenant=tenant, q="", offset=-1, epoch=-1, counts=counts)
 
     async def close(self) -> None:
-        """Lets go of mailbox and follower. Idempotent."""
+        """Lets go of mailbox, log and recording. Idempotent."""
+        if self._mailbox is not None:
+            self._mailbox.close()
         if self._on_close is not None:
             self._on_close()
             self._on_close = None
-        if self._follower is not None:
-            await self._follower.close()
-            self._follower = None
+        if self._recording is not None:
+            self._recording.close()
+            self._recording = None
+        if self._source is not None:
+            self._source.close()
+            self._source = None

@@ -7,7 +7,16 @@ from core.stream import Visible
 from producer_api.streams import ReplyStream
 from schemas.ids import parse_request_id
 from schemas.replies import Accepted, Cancelled, Expired, Failed, Finished, Started
-from schemas.requests import CHAT, Body, Deadlines, Endpoint, Request, RequestInfo, Tier
+from schemas.requests import (
+    CHAT,
+    Body,
+    Deadlines,
+    Endpoint,
+    Request,
+    RequestInfo,
+    ResponseEcho,
+    Tier,
+)
 
 State = Literal["queued", "in_progress", "completed", "failed", "cancelled", "expired"]
 
@@ -36,6 +45,7 @@ class Draft:
     include_usage: bool = False
     arrived_s: float | None = None
     """The event loop's time at which its last byte came; None: the client cannot be timed."""
+    response: ResponseEcho | None = None
 
     def request(self, request_id: str, pool: str) -> Request:
         """The record for it."""
@@ -50,6 +60,7 @@ class Draft:
             deadlines=self.deadlines,
             stream=self.stream,
             include_usage=self.include_usage,
+            response=self.response,
         )
 
 
@@ -89,13 +100,13 @@ def info_of(visible: list[Visible]) -> RequestInfo | None:
     return next((it.info for it in visible if isinstance(it, Accepted | Started)), None)
 
 
-def is_expired(request_id: str, total_seconds: float, now_ms: float, margin_seconds: float) -> bool:
-    """Whether a request without a terminal counts as expired.
+def late_by(request_id: str, total_seconds: float, now_ms: float, margin_seconds: float) -> float:
+    """For how many seconds a request without a terminal has counted as expired.
 
     After its id's time + 2 x total deadline + margin its record has ended, or is refused.
     """
     age_s = (now_ms - parse_request_id(request_id).time_ms) / 1000
-    return age_s > 2 * total_seconds + margin_seconds
+    return age_s - 2 * total_seconds - margin_seconds
 
 
 def snapshot_of(
@@ -104,9 +115,8 @@ def snapshot_of(
     """The state that these events (at least one) give; without a terminal it expires in the end."""
     info = info_of(visible) or NO_INFO
     state = _state(visible[-1])
-    if state in ("queued", "in_progress") and is_expired(
-        request_id, info.total_seconds, now_ms, margin_seconds
-    ):
+    late_s = late_by(request_id, info.total_seconds, now_ms, margin_seconds)
+    if state in ("queued", "in_progress") and late_s > 0:
         state = "expired"
     return Snapshot(info, state, visible)
 

@@ -27,7 +27,12 @@ made() {
     local kafka=("$cache"/kafka-*/libs) model=("$cache"/model-*)
     [[ -x .venv/bin/inferlog && -d "${kafka[0]}" ]] && [[ "$engine" == scripted || -d "${model[0]}" ]]
 }
-if [[ -f "$stamp" && "$(cat "$stamp")" == "$state" ]] && made; then
+current() { [[ -f "$1" && "$(cat "$1")" == "$state" ]]; }
+build_of() { "$1" -c 'import sys; print(sys.version)' 2>/dev/null || true; }
+# A PYTHON that was named is not the one that .venv was made with: all of it is made anew.
+other_python() { [[ -n "${PYTHON:-}" && -e .venv && "$(build_of "$python")" != "$(build_of .venv/bin/python)" ]]; }
+# The larger set-up holds the smaller one.
+if (current "$stamp" || current .venv/.setup-vllm) && made && ! other_python; then
     echo "set up already (ENGINE=$engine)"
     exit 0
 fi
@@ -58,9 +63,41 @@ if (($(free_mb "$cache") < 600)); then
     fail "$(free_mb "$cache") MB free in $cache, 600 MB needed: INFERLOG_CACHE_DIR names another place"
 fi
 
-if ! .venv/bin/python -c 'import pip' 2>/dev/null || ! grep -qF "$PWD/.venv/" .venv/bin/pip; then
+# Ctrl-C would reach a step's program as well, which would tell it by a traceback: so a step runs in a
+# process group of its own (set -m), and is ended from here with all that it began.
+set -m
+child=
+interrupted() {
+    trap '' INT TERM HUP
+    if [[ -n "$child" ]]; then
+        kill -TERM -- "-$child" 2>/dev/null || true
+        wait "$child" 2>/dev/null || true
+    fi
+    echo "interrupted: call make setup again, it goes on from here" >&2
+    exit 130
+}
+trap interrupted INT TERM HUP
+
+run() {
+    "$@" &
+    child=$!
+    local code=0
+    wait "$child" || code=$?
+    child=
+    return "$code"
+}
+
+step() {
+    local what="$1"
+    shift
+    echo "-> $what"
+    run "$@" || fail "$what did not work. The lines above say why; without a network, or behind a proxy or a
+       mirror, set HTTPS_PROXY, SSL_CERT_FILE, PIP_INDEX_URL. Then call make setup again: it goes on."
+}
+
+if other_python || ! .venv/bin/python -c 'import pip' 2>/dev/null || ! grep -qF "$PWD/.venv/" .venv/bin/pip; then
     # One whose Python is gone, or that was moved (its commands name the old place), is made anew.
-    "$python" -m venv --clear .venv
+    step "an environment in .venv" "$python" -m venv --clear .venv
 fi
 
 # uv reads neither pip's settings nor its names for certificates and mirrors.
@@ -72,13 +109,6 @@ for name in SSL_CERT_FILE UV_DEFAULT_INDEX UV_INDEX; do
     if [[ -n "${!name}" ]]; then export "${name?}"; else unset "$name"; fi
 done
 
-step() {
-    local what="$1"
-    shift
-    echo "-> $what"
-    "$@" || fail "$what did not work. The lines above say why; without a network, or behind a proxy or a
-       mirror, set HTTPS_PROXY, SSL_CERT_FILE, PIP_INDEX_URL. Then call make setup again: it goes on."
-}
 uv=(.venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps)
 
 # uv's file cache and .venv may lie on different disks, where it cannot link and would warn.

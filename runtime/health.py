@@ -4,6 +4,7 @@ Served by a thread: when the event loop is stuck, the metrics still say so.
 """
 
 import json
+import socket
 import threading
 from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -26,6 +27,11 @@ class _Server(ThreadingHTTPServer):
     # A second process on the same port must fail, not share or steal it.
     allow_reuse_address = True
     allow_reuse_port = False
+
+    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
+        if ":" in address[0]:
+            self.address_family = socket.AF_INET6
+        super().__init__(address, handler)
 
 
 class _SharingServer(_Server):

@@ -84,13 +84,19 @@ class Metrics:
             "accept_seconds", "From the request's last byte to the acknowledged record", buckets=_MS
         )
         self.claims = self._counter(
-            "claims", "Idempotency keys: won, lost, replayed, attached, conflict, ...", "outcome"
+            "claims",
+            "Idempotency keys: won, lost, replayed, attached, conflict, in_progress, taken_over, gone, out_of_view",
+            "outcome",
         )
         self.claims_live = self._gauge("claims_live", "Claims whose life still runs")
         self.open_streams = self._gauge(
             "open_streams", "Requests whose answer a client is waiting for or reading now"
         )
         self.open_requests = self._gauge("open_requests", "HTTP requests under way now")
+        self.stalled = self._counter(
+            "connections_stalled",
+            "Connections ended because their client took nothing for too long",
+        )
         self.mailbox_drops = self._counter(
             "mailbox_drops", "Readers too slow for their mailbox: they went on from the log"
         )
@@ -99,12 +105,35 @@ class Metrics:
             "Answers read back from the log: status, follow (no mailbox), mailbox (lost it)",
             "reason",
         )
-        self.log_scans_running = self._gauge("log_scans_running", "Those under way now")
+        self.log_scans_running = self._gauge(
+            "log_scans_running", "Readers of the log that those answers share now"
+        )
+        self.shared_scans = self._counter("shared_scans", "Such readers begun")
+        self.scan_members = self._counter(
+            "scan_members", "Answers that began, joined or were merged into a shared reader", "how"
+        )
+        self._declare_results()
         self.replies_behind_records = self._gauge(
             "replies_behind_records", "Reply records not yet read, over all home partitions"
         )
         self.cancels = self._counter(
-            "cancels", "Requests cancelled: by disconnect, request or log", "source"
+            "cancels", "Requests cancelled: client (asked for), disconnect (it left)", "source"
+        )
+
+    def _declare_results(self) -> None:
+        """API replicas: finished answers kept in memory, and what browsers are let in with."""
+        self.result_cache = self._counter(
+            "result_cache_lookups", "Answers looked up in memory: hit, miss", "outcome"
+        )
+        self.result_cache_bytes = self._gauge(
+            "result_cache_bytes", "About the memory of answers kept, or on their way"
+        )
+        self.result_cache_evictions = self._counter(
+            "result_cache_evictions", "Answers forgotten, for their age or for room", "reason"
+        )
+        self.deletions = self._counter("deletions", "Requests deleted by their clients")
+        self.tickets = self._counter(
+            "tickets", "Browser tickets: issued, redeemed, and those refused", "outcome"
         )
 
     def _declare_worker(self) -> None:

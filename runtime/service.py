@@ -19,7 +19,8 @@ EXIT_USAGE = 2
 EXIT_FORCED = 130
 """A second signal cut the graceful end short."""
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""SIGHUP: a terminal that is closed ends what runs in it as Ctrl-C would, and leaves nothing."""
 
 _log = logging.getLogger(__name__)
 
@@ -145,7 +146,8 @@ class Lifecycle:
                 if await self._either(draining, self._cancel_asked):
                     draining.result()
                 else:
-                    _log.warning("told again to stop: what is in flight is cut off")
+                    # no warning: whoever asked knows
+                    _log.info("told again to stop: what is in flight is cut off")
         except TimeoutError:
             _log.warning(
                 "still not done after %g s: what is in flight is cut off", self._drain_seconds
@@ -200,17 +202,22 @@ async def _first_end(tasks: Sequence[asyncio.Task[Any]]) -> None:
 
 @contextlib.contextmanager
 def signals_to(handle: Callable[[], None]) -> Iterator[None]:
-    """Calls `handle` on the running loop for SIGTERM and SIGINT; restores what was before."""
+    """Calls `handle` on the running loop for each of SIGNALS; restores what was before.
+
+    A SIGHUP that is ignored stays so: that is what `nohup` asks for.
+    """
     loop = asyncio.get_running_loop()
     before = {number: signal.getsignal(number) for number in SIGNALS}
-    for number in SIGNALS:
+    if before[signal.SIGHUP] is signal.SIG_IGN:
+        del before[signal.SIGHUP]
+    for number in before:
         loop.add_signal_handler(number, handle)
     try:
         yield
     finally:
-        for number in SIGNALS:
+        for number, earlier in before.items():
             loop.remove_signal_handler(number)
-            signal.signal(number, before[number])
+            signal.signal(number, earlier)
 
 
 async def run_service(

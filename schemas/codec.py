@@ -20,7 +20,12 @@ class UndecodableRecord(ValueError):
     """The bytes are not a record of the expected kind. The text says where and why, never what."""
 
 
+class _Tagged(msgspec.Struct):
+    record: str
+
+
 _encoder = msgspec.json.Encoder()
+_decode_tag = msgspec.json.Decoder(_Tagged).decode
 
 
 def encode(record: msgspec.Struct) -> bytes:
@@ -54,6 +59,19 @@ decode_usage: Callable[[bytes | None], Usage] = _decoder(Usage)
 decode_worker: Callable[[bytes | None], WorkerState] = _decoder(WorkerState)
 decode_dead_letter: Callable[[bytes | None], DeadLetter] = _decoder(DeadLetter)
 _decode_mark: Callable[[bytes | None], LetterMark] = _decoder(LetterMark)
+
+
+def is_foreign(data: bytes | None) -> bool:
+    """True for bytes that are no record of `replies` of any version, so nobody's event can be lost.
+
+    All of ours are JSON objects that say in `record` what they are. One that does and cannot be decoded
+    may come from a writer that is newer than its reader.
+    """
+    try:
+        _decode_tag(data or b"")
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return True
+    return False
 
 
 def decode_letter(data: bytes | None) -> DeadLetter | LetterMark:

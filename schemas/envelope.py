@@ -15,7 +15,6 @@ REQUEST_INFO = "inferlog-request-info"
 SIGNATURE = "inferlog-signature"  # reserved: not yet checked
 KEY_ID = "inferlog-key-id"  # reserved: not yet checked
 TRACEPARENT = "traceparent"
-TRACESTATE = "tracestate"
 CONTENT_TYPE = "content-type"
 
 _JSON = b"application/json"

@@ -23,14 +23,19 @@ class Claim(Wire, frozen=True):
 
 
 class Control(Wire, frozen=True):
-    """On `control`, read by everyone: cancel a request; later also delete, drain, load, unload."""
+    """On `control`, read by everyone: cancel or delete a request; later also drain, load, unload.
 
-    kind: Literal["cancel", "delete", "drain", "load", "unload"]
+    `redeem`: the ticket named is used up by whoever made up `use`, if no earlier record names it.
+    """
+
+    kind: Literal["cancel", "delete", "redeem", "drain", "load", "unload"]
     tenant: str | None = None
     request_id: str | None = None
     worker_id: str | None = None
     model: str | None = None
     reason: str | None = None
+    ticket: str | None = None
+    use: str | None = None
     v: Literal[1] = 1
 
 

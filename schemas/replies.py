@@ -4,10 +4,15 @@ An event speaks for one published copy of a request, its origin: (request partit
 under the `epoch` in which its worker owns `q`. `q` is written `topic/partition`.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
+
+from msgspec import Meta
 
 from schemas.requests import RequestInfo
 from schemas.wire import Wire
+
+Choice = Annotated[int, Meta(ge=0, lt=1 << 16)]
+"""The index of a choice: readers keep a count for each up to it."""
 
 
 class TokenLogprob(Wire, frozen=True):
@@ -66,7 +71,7 @@ class Tokens(Event, frozen=True, kw_only=True, tag="tokens"):
     seq: int
     token_ids: tuple[int, ...]
     text: str
-    choice: int = 0
+    choice: Choice = 0
     logprobs: tuple[TokenLogprob, ...] | None = None
     finish_reason: FinishReason | None = None
 

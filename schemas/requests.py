@@ -7,10 +7,12 @@ from schemas.wire import Wire
 Tier = Literal["premium", "standard", "free", "batch"]
 TIERS: tuple[Tier, ...] = ("premium", "standard", "free", "batch")
 
-Endpoint = Literal["/v1/chat/completions", "/v1/completions"]
+Endpoint = Literal["/v1/chat/completions", "/v1/completions", "/v1/responses"]
 
 CHAT: Endpoint = "/v1/chat/completions"
 COMPLETIONS: Endpoint = "/v1/completions"
+RESPONSES: Endpoint = "/v1/responses"
+"""Run as a chat; only what clients are shown differs."""
 
 Role = Literal["system", "developer", "user", "assistant"]
 
@@ -33,7 +35,7 @@ class ResponseFormat(Wire, frozen=True):
 class Body(Wire, frozen=True):
     """The validated, canonical form of what is to be run; the same for every endpoint.
 
-    Exactly one of `messages` (chat) and `prompt` (completions) is set. `max_tokens` None means what
+    Exactly one of `messages` (chat, responses) and `prompt` (completions) is set. `max_tokens` None means what
     the context leaves, at most the default limit. `logprobs` None means none, else the number of
     alternatives per token (0: the chosen token alone). Bounds are those of `core.limits`.
     """
@@ -65,6 +67,25 @@ class Deadlines(Wire, frozen=True):
     total_seconds: float = 600.0
 
 
+class ResponseEcho(Wire, frozen=True):
+    """What a response object repeats of its request, so that any replica can render it from the log.
+
+    It travels with every `Accepted` and `Started`, so it is small: `instructions` (None) and
+    `text_format` (OpenAI's `text.format` object; None is plain text, empty is left out) are left out
+    where they exceed `Limits.echo_bytes`, which changes nothing of what is run.
+    """
+
+    instructions: str | None = None
+    metadata: dict[str, str] | None = None
+    store: bool = True
+    background: bool = False
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_output_tokens: int | None = None
+    text_format: dict[str, Any] | None = None
+    user: str | None = None
+
+
 class RequestInfo(Wire, frozen=True):
     """What any replica must know of a request to answer for it before its first token."""
 
@@ -75,6 +96,7 @@ class RequestInfo(Wire, frozen=True):
     stream: bool = False
     include_usage: bool = False
     total_seconds: float = 600.0
+    response: ResponseEcho | None = None
 
 
 class Request(Wire, frozen=True):
@@ -97,6 +119,7 @@ class Request(Wire, frozen=True):
     include_usage: bool = False
     reply_from: int | None = None
     redrive_of: str | None = None
+    response: ResponseEcho | None = None
 
     def info(self) -> RequestInfo:
         """The part that `Accepted` and `Started` repeat."""
@@ -108,4 +131,5 @@ class Request(Wire, frozen=True):
             stream=self.stream,
             include_usage=self.include_usage,
             total_seconds=self.deadlines.total_seconds,
+            response=self.response,
         )

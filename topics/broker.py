@@ -75,6 +75,8 @@ class LocalCluster:
         self._nodes: tuple[NodePorts, ...] = ()
         self._processes: dict[int, asyncio.subprocess.Process] = {}
         self._dying: set[int] = set()
+        # what each node's log held before its present process
+        self._log_bytes: dict[int, int] = {}
         self._lock: IO[str] | None = None
 
     @property
@@ -203,9 +205,14 @@ class LocalCluster:
     def _settle_ports(self) -> None:
         memory = self._dir / "cluster.json"
         if memory.exists():
-            known = json.loads(memory.read_text(encoding="utf-8"))
-            self._cluster_id = known["cluster_id"]
-            nodes = tuple(NodePorts(**each) for each in known["nodes"])
+            try:
+                known = json.loads(memory.read_text(encoding="utf-8"))
+                self._cluster_id = str(known["cluster_id"])
+                nodes = tuple(NodePorts(**each) for each in known["nodes"])
+            except (ValueError, KeyError, TypeError):
+                raise BrokerFailed(
+                    f"{memory} is damaged, or of another version: choose another data directory"
+                ) from None
             if len(nodes) != self._brokers:
                 raise BrokerFailed(
                     f"{self._dir} holds a cluster of {len(nodes)}, not of {self._brokers}: start "
@@ -232,9 +239,13 @@ class LocalCluster:
         for node in missing:
             for port in (self._nodes[node].broker, self._nodes[node].controller):
                 if (reason := port_taken(port)) is not None:
+                    other = (
+                        f"remove {self._dir / 'cluster.json'} to have another one found"
+                        if self._wanted_ports is None
+                        else "choose another port"
+                    )
                     raise BrokerFailed(
-                        f"port {port} is not free ({reason}): stop what holds it, choose another "
-                        "port, or remove cluster.json in the data directory to have a new one found"
+                        f"Kafka's port {port} is not free ({reason}): stop what holds it, or {other}"
                     )
 
     async def _format(self, node: int, libs: Path) -> None:
@@ -259,6 +270,8 @@ class LocalCluster:
         await self._spawn(node, command)
 
     async def _spawn(self, node: int, command: list[str]) -> asyncio.subprocess.Process:
+        with contextlib.suppress(FileNotFoundError):
+            self._log_bytes[node] = self.log_file(node).stat().st_size
         process = await spawn(command, self._node_dir(node), self.log_file(node))
         self._processes[node] = process
         return process
@@ -270,7 +283,7 @@ class LocalCluster:
             await asyncio.sleep(_POLL_SECONDS)
 
     def _said(self, node: int) -> str:
-        return explain(self.log_file(node))
+        return explain(self.log_file(node), self._log_bytes.get(node, 0))
 
     async def _abandon(self, nodes: Iterable[int]) -> None:
         for node in nodes:

@@ -67,9 +67,14 @@ def server_properties(
         "group.initial.rebalance.delay.ms": "0",
         # The default of 6 s would be a floor under the time a takeover takes.
         "group.min.session.timeout.ms": "1000",
-        # A dead broker's partitions get a new leader after this long.
-        "broker.session.timeout.ms": "3000",
-        "broker.heartbeat.interval.ms": "500",
+        # A dead broker's partitions get a new leader after this long, and where it was the active
+        # controller as well, after another one was elected: together well under five seconds. The
+        # defaults of the election (2 s without the leader, then rounds of 1 s) would make it more.
+        "broker.session.timeout.ms": "2000",
+        "broker.heartbeat.interval.ms": "400",
+        "controller.quorum.fetch.timeout.ms": "1000",
+        "controller.quorum.election.timeout.ms": "500",
+        "controller.quorum.election.backoff.max.ms": "300",
         "controlled.shutdown.max.retries": "2",
         "num.network.threads": "2",
         "num.io.threads": "4",

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import re
 import socket
 import struct
 import sys
@@ -26,6 +27,8 @@ if sys.platform == "linux":
 os.execv(sys.argv[2], sys.argv[2:])
 """
 
+_REASON_BYTES_MAX = 20_000
+_THROWN = re.compile(r"[\w.$]+(Exception|Error): ")
 _REASONS = (
     ("No space left on device", "the disk is full", "make room, or choose another data directory"),
     ("Address already in use", "a port was taken", "stop what holds it, or choose other ports"),
@@ -55,13 +58,23 @@ def _rotate(log: Path) -> None:
         log.replace(log.with_suffix(".log.1"))
 
 
-def explain(log: Path) -> str:
-    """The reason of a failed start and its remedy, as far as the end of the log tells."""
+def explain(log: Path, start: int = 0) -> str:
+    """The reason of a failed start and its remedy, as far as the log tells from byte `start` on.
+
+    What an earlier start said, which is in the same file, is no reason of this one.
+    """
     with contextlib.suppress(OSError):
-        text = log.read_bytes()[-20_000:].decode(errors="replace")
+        said = log.read_bytes()
+        # shorter than before: it was begun anew
+        said = said[start if start <= len(said) else 0 :]
+        text = said[-_REASON_BYTES_MAX:].decode(errors="replace")
         for sign, reason, remedy in _REASONS:
             if sign in text:
                 return f"{reason}: {remedy} (log: {log})"
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        thrown = [line for line in lines if _THROWN.match(line)]
+        if lines:
+            return f"it said: {(thrown[:1] or lines[-1:])[0][:300]} (log: {log})"
     return f"its log says why: {log}"
 
 

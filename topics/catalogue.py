@@ -15,6 +15,10 @@ DEAD_LETTERS = "dead-letters"
 TENANTS = "tenants"
 WORKERS = "workers"
 
+COMPRESSION = "uncompressed"
+"""The broker unpacks what producers compress. Our client reads gzip alone, and one batch that it cannot
+read would hold its partition up for ever; and nobody knows how large a packed batch will be."""
+
 _HOUR_MS = 3_600_000
 _DAY_MS = 24 * _HOUR_MS
 
@@ -51,6 +55,7 @@ def catalogue(pool: str, settings: TopicSettings) -> list[TopicSpec]:
             # without it a quiet topic keeps its one segment, and "1 h" means days
             "segment.ms": str(retention_ms // 6),
             "message.timestamp.type": "LogAppendTime",
+            "compression.type": COMPRESSION,
             "max.message.bytes": str(3 * 1024 * 1024),
             "min.insync.replicas": str(it.min_insync),
         }
@@ -60,6 +65,7 @@ def catalogue(pool: str, settings: TopicSettings) -> list[TopicSpec]:
         configs = {
             "cleanup.policy": "compact",
             "message.timestamp.type": "LogAppendTime",
+            "compression.type": COMPRESSION,
             "min.insync.replicas": str(it.min_insync),
             "segment.ms": str(10 * 60 * 1000),
             "max.compaction.lag.ms": str(_HOUR_MS),
@@ -105,14 +111,23 @@ def differences(
             )
         if state.replication < spec.replication:
             found.append(f"{spec.name}: replication {state.replication}, wants {spec.replication}")
-        for name in ("cleanup.policy", "message.timestamp.type"):
-            have = state.configs.get(name)
-            if have != spec.configs[name]:
-                found.append(f"{spec.name}: {name} is {have}, must be {spec.configs[name]}")
-        need_ms = int(spec.configs.get("retention.ms", "0"))
-        have_ms = int(state.configs.get("retention.ms", "-1"))
-        if need_ms and 0 <= have_ms < need_ms:
-            found.append(f"{spec.name}: keeps {have_ms} ms, must keep {need_ms} ms or more")
+        found += _wrong_configs(spec, state)
     if settings.request_retention_ms < settings.longest_deadline_ms + _DAY_MS:
         found.append("requests: retention must cover the longest deadline and one day more")
+    return found
+
+
+def _wrong_configs(spec: TopicSpec, state: TopicState) -> list[str]:
+    found: list[str] = []
+    for name in ("cleanup.policy", "message.timestamp.type", "compression.type"):
+        have = state.configs.get(name)
+        if have != spec.configs[name]:
+            found.append(f"{spec.name}: {name} is {have}, must be {spec.configs[name]}")
+    copies, need = (int(it.configs.get("min.insync.replicas", "1")) for it in (state, spec))
+    if copies < need:
+        found.append(f"{spec.name}: acknowledges with {copies} copies in sync, must have {need}")
+    need_ms = int(spec.configs.get("retention.ms", "0"))
+    have_ms = int(state.configs.get("retention.ms", "-1"))
+    if need_ms and 0 <= have_ms < need_ms:
+        found.append(f"{spec.name}: keeps {have_ms} ms, must keep {need_ms} ms or more")
     return found

@@ -147,8 +147,10 @@ class FenceTail:
                         _log.error("undecodable fence at %s: %s", record.offset, error)
                 if records:
                     self.fences.prune(records[-1].time_ms - self._retention_ms)
+                # by the tail's word: the last offset may hold no record (the end of a transaction)
+                if (position := self._tail.position(FENCES)) != self._position:
                     async with self._progress:
-                        self._position = records[-1].offset + 1
+                        self._position = position
                         self._progress.notify_all()
                     self.changed.set()
         except OffsetOutOfRange:

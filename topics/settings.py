@@ -86,10 +86,13 @@ class ClusterSettings:
             sasl_password=self.sasl_password,
         )
 
-    def open(self, client_id: str, metrics: "Metrics | None" = None) -> "KafkaLog":
+    def open(
+        self, client_id: str, metrics: "Metrics | None" = None, *, answer_seconds: float = 10.0
+    ) -> "KafkaLog":
         """A connection to the cluster; nothing is sent before its first call.
 
-        Clients that it has to give up are counted in `metrics`.
+        Clients that it has to give up are counted in `metrics`. A question that has no answer after
+        `answer_seconds` fails.
         """
         from topics.kafka import KafkaLog  # noqa: PLC0415  (the same)
 
@@ -98,5 +101,9 @@ class ClusterSettings:
                 metrics.client_rebuilds.labels(client, reason).inc()
 
         return KafkaLog(
-            self.bootstrap, client_id=client_id, security=self.security(), on_rebuild=on_rebuild
+            self.bootstrap,
+            client_id=client_id,
+            security=self.security(),
+            request_timeout_seconds=answer_seconds,
+            on_rebuild=on_rebuild,
         )

@@ -12,6 +12,9 @@ from topics.catalogue import DEAD_LETTERS, USAGE
 from topics.ports import Log, Record
 
 DEAD_LETTER_VALUE_BYTES_MAX = 1024 * 1024
+DEAD_LETTER_REST_BYTES_MAX = 64 * 1024
+"""Of the key, and of all headers together. With them and a value, in base64 and escaped, a letter is still
+a record that can be appended and decoded."""
 
 
 class Accounts:
@@ -85,8 +88,13 @@ class Accounts:
     def dead_letter(
         self, record: Record, parked: Parked, on_acknowledged: Callable[[], None]
     ) -> None:
-        """Parks a record with the reason. A value beyond the bound is cut off, and says so."""
-        value, detail = record.value, parked.detail
+        """Parks a record with the reason. What lies beyond a bound is left out, and it says so."""
+        value, key, headers = record.value, record.key, record.headers
+        detail = parked.detail[:400]
+        if key is not None and len(key) > DEAD_LETTER_REST_BYTES_MAX:
+            detail, key = f"{detail} (without its key of {len(key)} bytes)", None
+        if sum(len(name.encode()) + len(it) for name, it in headers) > DEAD_LETTER_REST_BYTES_MAX:
+            detail, headers = f"{detail} (without its {len(headers)} headers)", ()
         if value is not None and len(value) > DEAD_LETTER_VALUE_BYTES_MAX:
             detail = f"{detail} (the first {DEAD_LETTER_VALUE_BYTES_MAX} of {len(value)} bytes)"
             value = value[:DEAD_LETTER_VALUE_BYTES_MAX]
@@ -96,10 +104,10 @@ class Accounts:
             offset=record.offset,
             time_ms=record.time_ms,
             reason=parked.reason,
-            detail=detail[:500],
-            key=record.key,
+            detail=detail,
+            key=key,
             value=value,
-            headers=record.headers,
+            headers=headers,
             request_id=parked.request_id,
             tenant=parked.tenant,
             starts=parked.starts,

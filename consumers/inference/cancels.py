@@ -45,7 +45,8 @@ class CancelTail:
         except UndecodableRecord as error:
             _log.error("undecodable record on control at %s: %s", record.offset, error)
             return
-        if control.kind == "cancel" and control.tenant and control.request_id:
+        # nobody can read what was deleted: it need not run on
+        if control.kind in ("cancel", "delete") and control.tenant and control.request_id:
             self._on_cancel(control.tenant, control.request_id)
 
     async def cover(self, since_ms: int) -> None:

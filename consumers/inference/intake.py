@@ -49,6 +49,9 @@ def read_request(record: Record, reply_partitions: int, limits: Limits) -> Reque
         request = decode_request(record.value)
     except UndecodableRecord as error:
         return _undecodable(record, str(error), reply_partitions)
+    if not 1 <= len(request.tenant) <= TENANT_CHARS_MAX:
+        # nobody can ask under such a name; said again it could make a record that no reader takes
+        return Parked("invalid_request", f"'tenant' has {len(request.tenant)} characters")
     try:
         parts = parse_request_id(request.id)
     except ValueError as error:

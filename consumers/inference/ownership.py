@@ -35,8 +35,8 @@ class Owned:
     """A request partition that this worker owns under `epoch`.
 
     Offsets below `suspect_end` may have been spoken for by older owners: `folds` (one per reply
-    partition) say what is visible of them; `found` where their first events lie. Nothing may be said
-    on a reply partition from `reply_partitions` on: no fence of this epoch lies there. `moved`: the
+    partition) say what is visible of them; `found` where their first events lie, up to the offset
+    `last_started`. Nothing may be said on a reply partition from `reply_partitions` on: no fence of this epoch lies there. `moved`: the
     committed offset was not on the log.
     """
 
@@ -46,8 +46,14 @@ class Owned:
     suspect_end: int = 0
     folds: Mapping[int, Fold] = field(default_factory=dict)
     found: dict[int, tuple[int, int]] = field(default_factory=dict)
+    last_started: int = -1
     reply_partitions: int = 0
     moved: bool = False
+
+    @property
+    def started_ahead(self) -> bool:
+        """Whether a request that an older owner had begun is still to be picked up."""
+        return self.tracker.next <= self.last_started
 
     def verdict(
         self,
@@ -231,6 +237,8 @@ class Ownership:
                 it = by_name[name]
                 if it.tracker.next <= offset < it.suspect_end:
                     it.found[offset] = (index, position)
+        for it in by_name.values():
+            it.last_started = max(it.found, default=-1)
 
     async def _check_all(self, qs: set[Partition], epoch: int, ends: tuple[int, ...]) -> None:
         """Of these somebody committed, but `fences` knew no owner: it forgot them, or was recreated.
@@ -270,13 +278,19 @@ async def unchanged_commit(
     return {q: committed.get(q) or Committed(starts[q], "") for q in wanted}
 
 
-async def append_time_ms(log: Log, q: Partition, offset: int) -> int:
-    """The append time of the first record at or behind `offset`. Raises LogError."""
+async def oldest_append_ms(log: Log, owned: Owned) -> int | None:
+    """The append time of the first suspect. Raises LogError.
+
+    None if no suspect is there: what a transaction leaves behind has an offset and is no record.
+    """
+    q, offset, end = owned.q, owned.tracker.next, owned.suspect_end
     tail = await log.tail({q: offset})
     try:
         for _ in range(20):
             for record in await tail.read(max_wait_seconds=0.5, max_records=1):
                 return record.time_ms
+            if tail.position(q) >= end:
+                return None
     finally:
         await tail.close()
     raise LogError(f"{q}: the record at {offset} could not be read")

@@ -1,7 +1,6 @@
 """The settings of a worker process, read once at its start."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 from core.limits import DEFAULT_LIMITS, Limits
@@ -77,10 +76,6 @@ class WorkerSettings:
         default=9464,
         metadata={"help": "port to serve metrics on; 0: none", "min": 0, "max": 65535},
     )
-    data_dir: Path | None = field(
-        default=None,
-        metadata={"help": "folder for what a worker keeps; unset: it keeps nothing"},
-    )
     limits: Limits = field(default=DEFAULT_LIMITS, metadata={"prefix": "LIMIT_"})
 
     def __post_init__(self) -> None:
@@ -90,11 +85,3 @@ class WorkerSettings:
             name, mark, _ = option.partition("=")
             if not mark or not name.strip().isidentifier():
                 raise ValueError(f"engine option {option!r}: name=value is expected")
-
-    def engine_options(self) -> dict[str, tuple[str, ...]]:
-        """Option name -> the texts given for it, in order."""
-        options: dict[str, tuple[str, ...]] = {}
-        for option in self.engine_option:
-            name, _, value = option.partition("=")
-            options[name.strip()] = (*options.get(name.strip(), ()), value)
-        return options

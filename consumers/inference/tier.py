@@ -13,20 +13,14 @@ from collections.abc import Iterable
 from consumers.inference.commits import SILENT_SHARE, Commits
 from consumers.inference.hosting import Host
 from consumers.inference.identity import request_group
-from consumers.inference.ownership import Owned, Ownership, append_time_ms
+from consumers.inference.ownership import Owned, Ownership, oldest_append_ms
 from consumers.inference.replies import ReplyWriter
+from consumers.inference.started_first import StartedFirst
 from schemas.codec import UndecodableRecord
 from schemas.requests import Tier
 from topics.catalogue import request_topic
 from topics.fence_tail import FenceTail
-from topics.ports import (
-    Log,
-    LogError,
-    Member,
-    OffsetOutOfRange,
-    Partition,
-    Record,
-)
+from topics.ports import Log, LogError, Member, OffsetOutOfRange, Partition, Record
 
 RETRY_SECONDS_MAX = 2.0
 
@@ -74,6 +68,7 @@ class TierConsumer:
         self._commits = Commits(self, log, host, session_timeout_seconds)
         self._loops: list[asyncio.Task[None]] = []
         self._reading = True
+        self._started_first = StartedFirst(self.owned)
 
     async def start(self) -> list[asyncio.Task[None]]:
         """Joins the group; returns the loops, whose failure is the worker's."""
@@ -103,8 +98,7 @@ class TierConsumer:
         self.assigned = qs
         self._wanted_since_s = asyncio.get_running_loop().time()
         self.accepted_s = time.monotonic()
-        lost = set(self.owned) - qs
-        if lost:
+        if lost := set(self.owned) - qs:
             self._forget(lost)
         self._wanted = set(qs)
         self._owning = asyncio.create_task(self._own_loop(), name=f"own-{self.tier}")
@@ -159,7 +153,7 @@ class TierConsumer:
                     await self._acquire(frozenset(self._wanted))
                 pause_seconds = 0.1
             except (LogError, UndecodableRecord) as error:
-                # what a fold cannot read it must not guess: the partition stays unowned, loudly
+                # what a fold cannot read it must not guess: unowned it stays, loudly
                 level = logging.ERROR if isinstance(error, UndecodableRecord) else logging.WARNING
                 _log.log(level, "%s: not owned yet: %s", self.topic, error)
                 self._host.count("acquire_failed")
@@ -187,10 +181,11 @@ class TierConsumer:
     async def _acquire(self, qs: frozenset[Partition]) -> None:
         failures_count = self._writer.failures_count
         acquired = await self.ownership.acquire(qs)
-        for q, owned in acquired.items():
+        for owned in acquired.values():
             if owned.tracker.next < owned.suspect_end:
-                oldest_ms = await append_time_ms(self._log, q, owned.tracker.next)
-                await self._host.cover_cancels(oldest_ms - self._skew_ms)
+                oldest_ms = await oldest_append_ms(self._log, owned)
+                if oldest_ms is not None:  # else there are no records, only marks of transactions
+                    await self._host.cover_cancels(oldest_ms - self._skew_ms)
         if self._writer.failures_count != failures_count:
             # another tier's publish: what is not owned yet is not told, and would not be heard
             raise LogError("a publish failed while the partitions were taken over")
@@ -199,13 +194,15 @@ class TierConsumer:
                 self._host.count("committed_off_log")
             self.owned[q] = owned
             self._wanted.discard(q)
+        self._started_first.begin(asyncio.get_running_loop().time())
+        for q in acquired:
             self._begin_reading(q)
         self._host.measures.took_over(asyncio.get_running_loop().time() - self._wanted_since_s)
 
     def _begin_reading(self, q: Partition) -> None:
         assert self.member is not None
         self.member.seek(q, self.owned[q].tracker.next)
-        if self.has_span(q) and not self.paused_for_room:
+        if self.may_read(q) and not self.paused_for_room:
             self.member.resume([q])
 
     def has_span(self, q: Partition) -> bool:
@@ -214,12 +211,13 @@ class TierConsumer:
         return tracker.next < tracker.committed + self._span_offsets
 
     def may_read(self, q: Partition) -> bool:
-        """Owned under the current assignment, with a position, and with span left.
+        """Owned under the current assignment, with a position, span left, and its turn come.
 
         What was owned before a rebalance stays in `owned` until step 0 keeps or drops it; the new
         assignment has no position for it yet, and to resume it would bring the worker down.
         """
-        return q in self.assigned and q not in self._wanted and self.has_span(q)
+        ready = q in self.assigned and q not in self._wanted and self.has_span(q)
+        return ready and not self._started_first.holds(q)
 
     # --- reading
 
@@ -228,7 +226,8 @@ class TierConsumer:
         assert self.member is not None
         while True:
             room = self._host.room(self.tier) if self._reading else 0
-            if (room <= 0) != self.paused_for_room:
+            turn_came = self._started_first.ended(asyncio.get_running_loop().time())
+            if turn_came or (room <= 0) != self.paused_for_room:
                 self.paused_for_room = room <= 0
                 if self.paused_for_room:
                     self.member.pause(q for q in self.owned if q in self.assigned)
@@ -258,7 +257,7 @@ class TierConsumer:
         owned = self.owned.get(q)
         if owned is None or record.offset < owned.tracker.next:
             return  # not ours (any more): whoever owns it reads it again from the committed offset
-        if not self.has_span(q):
+        if not self.has_span(q) or self._started_first.holds(q):
             assert self.member is not None
             self.member.pause([q])
             self.member.seek(q, owned.tracker.next)
@@ -270,9 +269,10 @@ class TierConsumer:
         """Another owner's A on what we believe to own: drop it at once, ask the group afterwards."""
         while True:
             await asyncio.sleep(0.25)
+            if (owning := self._owning) is not None and owning.done() and not owning.cancelled():
+                owning.result()  # a fault of ours: unseen, this worker would own nothing for ever
             fences = self.fence_tail.fences
-            lost = {q for q, it in self.owned.items() if fences.highest(str(q)) > it.epoch}
-            if lost:
+            if lost := {q for q, it in self.owned.items() if fences.highest(str(q)) > it.epoch}:
                 self.end_epochs("overtaken", lost)
             if self.fence_tail.failure:
                 raise self.fence_tail.failure

@@ -1,21 +1,22 @@
 """`/v1/chat/completions`, `/v1/completions`, `/v1/models`: what OpenAI's clients call."""
 
-import math
 from typing import Any
 
 from fastapi import APIRouter
 from fastapi import Request as HttpRequest
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 
 from core.errors import Refusal
 from producer_api.answers import Answering
-from producer_api.context import ApiContext, context_of, read_draft
-from schemas.ids import bare_request_id
+from producer_api.context import ApiContext, Incoming, context_of, read_draft
+from producer_api.rendering import renderer_of
+from producer_api.response_rendering import response_object, response_of
+from producer_api.submission import Submission
 from schemas.requests import CHAT, COMPLETIONS, Endpoint
 
 router = APIRouter()
 
-_BODY = {
+BODY = {
     "requestBody": {
         "required": True,
         "content": {
@@ -31,13 +32,13 @@ _BODY = {
 }
 
 
-@router.post("/v1/chat/completions", openapi_extra=_BODY)
+@router.post("/v1/chat/completions", openapi_extra=BODY)
 async def chat_completions(http: HttpRequest) -> Response:
     """Runs a chat completion, streamed or not."""
     return await complete(http, CHAT)
 
 
-@router.post("/v1/completions", openapi_extra=_BODY)
+@router.post("/v1/completions", openapi_extra=BODY)
 async def completions(http: HttpRequest) -> Response:
     """Runs a completion, streamed or not."""
     return await complete(http, COMPLETIONS)
@@ -54,7 +55,10 @@ async def complete(http: HttpRequest, endpoint: Endpoint) -> Response:
     headers = {"X-Request-Id": request_id}
     if submission.outcome == "replayed":
         headers["Idempotent-Replayed"] = "true"
-    plain = incoming.idempotency is None and not incoming.resumable
+    background = incoming.in_background
+    plain = incoming.idempotency is None and not incoming.resumable and not background
+    if background and not incoming.draft.stream:
+        return await answer_at_once(context, incoming, submission, headers)
 
     def on_gone() -> None:
         if plain:
@@ -64,8 +68,24 @@ async def complete(http: HttpRequest, endpoint: Endpoint) -> Response:
     total_s = incoming.draft.deadlines.total_seconds
     answering = Answering(http, submission.stream, context.limits, total_s, on_gone)
     if incoming.draft.stream:
-        return await answering.streamed(incoming.info, headers)
+        renderer = renderer_of(request_id, incoming.info)
+        status_until = None if background else 0
+        return await answering.streamed(renderer, headers, status_until=status_until)
     return await answering.whole(headers)
+
+
+async def answer_at_once(
+    context: ApiContext, incoming: Incoming, submission: Submission, headers: dict[str, str]
+) -> Response:
+    """A background response: queued, unless its key was used before."""
+    request_id = submission.request_id
+    await submission.stream.close()
+    if submission.outcome == "new":
+        body = response_object(request_id, incoming.info, "queued")
+    else:
+        snapshot = await context.pipeline.status(incoming.draft.tenant, request_id)
+        body = response_of(request_id, snapshot)
+    return JSONResponse(body, headers=headers)
 
 
 @router.get("/v1/models")
@@ -92,25 +112,3 @@ def _model(entry: Any) -> dict[str, Any]:
         "context_length": entry.context_tokens,
         "state": entry.state,
     }
-
-
-def request_id_of(context: ApiContext, text: str) -> str:
-    """The bare id of any form. Raises Refusal `not_found`."""
-    del context
-    try:
-        return bare_request_id(text)
-    except ValueError:
-        raise Refusal("not_found", "There is no such request.") from None
-
-
-def position_of(text: str | None) -> int:
-    """`Last-Event-ID` or `starting_after` as a position. Raises Refusal."""
-    if text is None or not text:
-        return 0
-    if not text.isdecimal() or len(text) > 9 or not math.isfinite(int(text)):
-        raise Refusal(
-            "invalid_request",
-            "'Last-Event-ID' and 'starting_after' are the id of an event of this stream.",
-            param="starting_after",
-        )
-    return int(text)

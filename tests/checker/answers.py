@@ -2,10 +2,13 @@
 
 from collections.abc import Iterator
 
+from core.errors import Refusal
+from core.limits import DEFAULT_LIMITS
+from core.validation import check_request
 from schemas.ids import parse_request_id
 from schemas.replies import Cancelled, Expired, Failed, Finished
-from schemas.requests import Body, Request
-from tests.checker.history import Stored
+from schemas.requests import Body, Deadlines, Request
+from tests.checker.history import History, Stored
 from tests.checker.plain_reader import Answer, Key
 from tests.checker.scripted_answer import Expected, expected_answer
 from tests.checker.topics_read import TopicsRead
@@ -14,7 +17,7 @@ EARLY_S = 0.1
 """A deadline may be judged by a broker's time that was told this wrong."""
 
 
-def check_answers(read: TopicsRead) -> Iterator[str]:
+def check_answers(history: History, read: TopicsRead) -> Iterator[str]:
     """Every answer is that of its own request, up to the end or a cut that somebody asked for."""
     for key, answer in read.replies.answers.items():
         for fault in answer.faults:
@@ -29,11 +32,12 @@ def check_answers(read: TopicsRead) -> Iterator[str]:
             yield f"{key[1]} is bound to {answer.origin}, which is {request.id}"
         else:
             expected = expected_answer(request.body)
-            yield from _texts(key, answer, request, expected)
-            if isinstance(answer.terminal, Finished):
+            if history.scripted:
+                yield from _texts(key, answer, request, expected)
+            if not isinstance(answer.terminal, Finished):
+                yield from _cut(key, answer, request, stored, read, history)
+            elif history.scripted:
                 yield from _finish(key, answer.terminal, request, expected)
-            else:
-                yield from _cut(key, answer, request, stored, read)
 
 
 def _texts(key: Key, answer: Answer, request: Request, expected: Expected) -> Iterator[str]:
@@ -58,11 +62,20 @@ def _finish(key: Key, said: Finished, request: Request, expected: Expected) -> I
 
 
 def _cut(
-    key: Key, answer: Answer, request: Request, stored: Stored, read: TopicsRead
+    key: Key,
+    answer: Answer,
+    request: Request,
+    stored: Stored,
+    read: TopicsRead,
+    history: History,
 ) -> Iterator[str]:
     """An end before the end: nothing here fails by itself, so somebody must have asked for it."""
     said = answer.terminal
     if isinstance(said, Failed):
+        if said.error.code == "poison" and is_poison(history, request.body):
+            return
+        if said.error.code == read.letters.get(answer.origin or ("", 0)) and _is_invalid(request):
+            return
         interrupted = said.error.code == "interrupted" and _may_be_interrupted(request.body)
         if not interrupted and not _may_be_out_of_view(answer, said, read):
             yield f"{key[1]} failed with {said.error.code}, though nothing was wrong"
@@ -70,9 +83,32 @@ def _cut(
         yield f"{key[1]} is cancelled, and nobody asked for it"
     elif isinstance(said, Expired) and answer.terminal_at is not None:
         age_s = (answer.terminal_at.time_ms - stored.record.time_ms) / 1000
-        budgets = request.deadlines
-        if age_s < min(budgets.start_seconds, budgets.first_token_seconds) - EARLY_S:
-            yield f"{key[1]} expired after {age_s} s"
+        if age_s < _budget_s(said, request.deadlines) - EARLY_S:
+            yield f"{key[1]} expired ({said.deadline}) after {age_s} s"
+
+
+def _is_invalid(request: Request) -> bool:
+    """Whether it asks for what is not allowed: a topic producer's may, and is parked for it."""
+    try:
+        check_request(request, DEFAULT_LIMITS)
+    except Refusal:
+        return True
+    return False
+
+
+def _budget_s(said: Expired, budgets: Deadlines) -> float:
+    """The least time that must have gone by before this was said."""
+    if said.deadline == "start":
+        return budgets.start_seconds
+    if said.deadline == "first_token":
+        return budgets.first_token_seconds
+    return budgets.total_seconds
+
+
+def is_poison(history: History, body: Body) -> bool:
+    """Whether a prompt may kill what runs it."""
+    texts = [body.prompt or "", *(it.content for it in body.messages or ())]
+    return any(marker in text for text in texts for marker in history.poison)
 
 
 def _may_be_out_of_view(answer: Answer, said: Failed, read: TopicsRead) -> bool:

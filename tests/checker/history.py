@@ -7,6 +7,7 @@ is told by serials where the run has one order of everything (`serial` < 0: only
 from dataclasses import dataclass, field
 from typing import Literal
 
+from core.limits import DEFAULT_LIMITS
 from schemas.requests import Body
 from topics.ports import Record
 
@@ -50,7 +51,8 @@ class SeenTokens:
 class Seen:
     """What one connection showed of an answer, from position `after` on.
 
-    `terminal`: the kind of the terminal, with `counts` and, for a failure, its `code`.
+    `terminal`: the kind of the terminal, with `counts` and, for a failure, its `code`. Who reads HTTP
+    is not told tokens: he has the `text` between `after` and `position`, and no `tokens`.
     """
 
     after: int = 0
@@ -59,6 +61,7 @@ class Seen:
     counts: tuple[int, ...] = ()
     code: str | None = None
     position: int = 0
+    text: str | None = None
 
 
 @dataclass(slots=True)
@@ -101,6 +104,15 @@ class Fault:
 
 
 @dataclass(frozen=True, slots=True)
+class Sample:
+    """What a process said of itself: a gauge of its `/metrics`, by the name it has there."""
+
+    process: str
+    metric: str
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
 class Trim:
     """Retention: what lay before `start` in this reply partition is gone since `time_ms`."""
 
@@ -111,7 +123,12 @@ class Trim:
 
 @dataclass(slots=True)
 class History:
-    """All of it. `broken` are things the driver itself saw (hangs, slots not freed, …)."""
+    """All of it. `broken` are things the driver itself saw (hangs, slots not freed, …).
+
+    `poison` are texts whose prompts may kill what runs them. `samples` and `writings` (log files,
+    metrics, errors, by where they were found) are of real processes; none of the `secrets` may be
+    in a writing.
+    """
 
     attempts: list[Attempt] = field(default_factory=list)
     stored: list[Stored] = field(default_factory=list)
@@ -121,5 +138,12 @@ class History:
     broken: list[str] = field(default_factory=list)
     total_seconds: float = 600.0
     claim_life_seconds: float = 3600.0
+    span_offsets: int = DEFAULT_LIMITS.span_offsets
+    scripted: bool = True
+    """Each answer follows from its prompt; what a model says nobody can know."""
+    poison: tuple[str, ...] = ()
+    samples: list[Sample] = field(default_factory=list)
+    writings: dict[str, str] = field(default_factory=dict)
+    secrets: list[str] = field(default_factory=list)
     trimmed: bool = False
     """Retention took records while clients could still ask for them."""

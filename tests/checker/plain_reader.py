@@ -45,8 +45,12 @@ class Answer:
     tokens: list[tuple[SeenTokens, int, At]] = field(default_factory=list)
     """Each with the epoch that said it."""
     starts: dict[int, tuple[Started, At]] = field(default_factory=dict)
+    runs: int = 0
+    """How often it was begun, or gone on with."""
     terminal: AnyTerminal | None = None
     terminal_at: At | None = None
+    hidden: list[SeenTokens] = field(default_factory=list)
+    """What older owners said behind fences."""
     faults: list[str] = field(default_factory=list)
 
     def text(self, choice: int) -> str:
@@ -69,14 +73,20 @@ class Replies:
         """Events that an older owner said behind a fence."""
         self.elsewhere = 0
         """Events of copies that are not the visible one."""
+        self.voices: dict[tuple[str, int], set[str]] = {}
+        """Who spoke validly for a request partition in an epoch."""
+        self.unfenced: dict[tuple[str, int], At] = {}
+        """Epochs that spoke validly for one where no fence of theirs lay before."""
         self._floors: dict[int, dict[str, int]] = {}
+        self._fenced: set[tuple[int, str, int]] = set()
 
-    def feed(self, partition: int, at: At, record: ReplyRecord) -> None:
-        """The next record of a partition."""
+    def feed(self, partition: int, at: At, record: ReplyRecord, sender: str = "") -> None:
+        """The next record of a partition; `sender` is the process that wrote it, if that is known."""
         floors = self._floors.setdefault(partition, {})
         if isinstance(record, Fence):
             for q in record.qs:
                 floors[q] = max(floors.get(q, -1), record.epoch)
+                self._fenced.add((partition, q, record.epoch))
         elif isinstance(record, Accepted):
             answer = self.answers.setdefault((record.tenant, record.id), Answer())
             if answer.accepted is None:
@@ -85,10 +95,27 @@ class Replies:
             for event in record.events:
                 if event.epoch < floors.get(event.q, -1):
                     self.hidden += 1
+                    self._keep_hidden(event)
                     continue
                 floors[event.q] = event.epoch
+                self._hear(partition, at, event, sender)
                 self.first.setdefault((event.q, event.offset), (partition, at))
                 self._take(self.answers.setdefault((event.tenant, event.id), Answer()), event, at)
+
+    def _hear(self, partition: int, at: At, event: AnyEvent, sender: str) -> None:
+        voice = (event.q, event.epoch)
+        if (partition, *voice) not in self._fenced:
+            self.unfenced.setdefault(voice, at)
+        voices = self.voices.setdefault(voice, set())
+        if sender:
+            voices.add(sender)
+        elif isinstance(event, Started):
+            voices.add(event.worker)
+
+    def _keep_hidden(self, event: AnyEvent) -> None:
+        if isinstance(event, Tokens):
+            answer = self.answers.setdefault((event.tenant, event.id), Answer())
+            answer.hidden.append(_seen(event))
 
     def _take(self, answer: Answer, event: AnyEvent, at: At) -> None:
         if answer.terminal is not None:
@@ -101,6 +128,7 @@ class Replies:
         elif isinstance(event, Tokens):
             self._take_tokens(answer, event, at)
         elif isinstance(event, Started):
+            answer.runs += 1
             if event.epoch not in answer.starts:
                 answer.starts[event.epoch] = (event, at)
                 if tuple(event.counts) != _padded(answer.counts, len(event.counts)):
@@ -128,8 +156,11 @@ class Replies:
         answer.counts[event.choice] = count + len(event.token_ids)
         if event.finish_reason is not None:
             answer.ended[event.choice] = event.finish_reason
-        seen = SeenTokens(event.choice, event.seq, event.token_ids, event.text, event.finish_reason)
-        answer.tokens.append((seen, event.epoch, at))
+        answer.tokens.append((_seen(event), event.epoch, at))
+
+
+def _seen(event: Tokens) -> SeenTokens:
+    return SeenTokens(event.choice, event.seq, event.token_ids, event.text, event.finish_reason)
 
 
 def _padded(counts: dict[int, int], width: int) -> tuple[int, ...]:

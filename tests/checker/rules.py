@@ -3,24 +3,27 @@
 A rule yields sentences; none means that it holds. `check` runs them all.
 """
 
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from core.errors import ERRORS
 from core.offsets import decode_positions
 from schemas.replies import Cancelled, Expired, Failed, Finished
-from tests.checker.answers import check_answers
+from tests.checker.answers import check_answers, is_poison
+from tests.checker.bounds import check_samples, check_spans, check_writings
 from tests.checker.history import Commit, History
+from tests.checker.ownership import check_epochs, check_turns
 from tests.checker.plain_reader import Answer, Key
 from tests.checker.topics_read import TopicsRead, read_topics
-from tests.checker.views import check_views
+from tests.checker.views import check_views, check_zombies
 
 CANCEL_GRACE_MS = 1_000
 
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """`rule` is I1 … I12 of the protocol page."""
+    """`rule` is I1 … I13 of the protocol page."""
 
     rule: str
     text: str
@@ -39,16 +42,23 @@ def judge(history: History, read: TopicsRead) -> list[Violation]:
     found = [Violation("I10", text) for text in history.broken]
     for rule, texts in (
         ("I1", _every_request_ends(history, read)),
-        ("I2", check_answers(read)),
+        ("I2", check_answers(history, read)),
         ("I2", check_views(history, read)),
         ("I3", _keys_run_once(history, read)),
         ("I4", _commits_hold(history, read)),
         ("I4", _usage_is_told(read)),
+        ("I5", check_epochs(read)),
+        ("I5", check_zombies(history, read)),
+        ("I6", check_turns(history, read)),
+        ("I7", check_spans(history, read)),
+        ("I7", check_samples(history)),
         ("I8", _cancels_end(history, read)),
         ("I9", _garbage_is_parked(read)),
+        ("I9", _innocents_are_not(history, read)),
         ("I11", _tenants_are_apart(history, read)),
         ("I12", _failures_are_documented(history)),
         ("I12", _accepted_is_found(history)),
+        ("I13", check_writings(history)),
     ):
         found += [Violation(rule, text) for text in texts]
     return found
@@ -94,7 +104,7 @@ def _keys_run_once(history: History, read: TopicsRead) -> Iterator[str]:
         mine = [w for w in held if w[0] == it.request_id]
         if not mine:
             yield f"attempt {it.number} under {it.key} got {it.request_id}, which claimed nothing"
-        elif mine[0][1] != it.fingerprint:
+        elif it.fingerprint is not None and mine[0][1] != it.fingerprint:
             yield f"attempt {it.number} under {it.key} got the answer to another payload"
         elif it.outcome != "new" and it.invoked_ms > mine[0][3] + 1000:
             yield f"attempt {it.number} under {it.key} got an answer whose claim had ended"
@@ -102,6 +112,7 @@ def _keys_run_once(history: History, read: TopicsRead) -> Iterator[str]:
 
 def _commits_hold(history: History, read: TopicsRead) -> Iterator[str]:
     highest: dict[str, int] = {}
+    spoken = _spoken(read)
     for commit in history.commits:
         before = highest.get(commit.q, 0)
         if commit.offset < before:
@@ -110,7 +121,7 @@ def _commits_hold(history: History, read: TopicsRead) -> Iterator[str]:
             if text := _not_done(read, (commit.q, offset), commit.serial):
                 yield f"{commit.q}: {commit.offset} was committed, and at {offset} {text}"
         highest[commit.q] = max(before, commit.offset)
-        yield from _marks_hold(read, commit)
+        yield from _marks_hold(read, spoken, commit)
 
 
 def _not_done(read: TopicsRead, origin: tuple[str, int], serial: int) -> str | None:
@@ -127,20 +138,53 @@ def _not_done(read: TopicsRead, origin: tuple[str, int], serial: int) -> str | N
     return None
 
 
-def _marks_hold(read: TopicsRead, commit: Commit) -> Iterator[str]:
+Spoken = dict[tuple[str, int], tuple[list[int], list[tuple[int, int]]]]
+
+
+def _spoken(read: TopicsRead) -> Spoken:
+    """By q and reply partition: offsets, and the first place where one of them or beyond was spoken for.
+
+    (place, offset), so that the thousands of commits of a long run are judged without reading it again.
+    """
+    found: dict[tuple[str, int], list[tuple[int, int]]] = {}
+    for (q, offset), (partition, at) in read.replies.first.items():
+        found.setdefault((q, partition), []).append((offset, at.position))
+    spoken: Spoken = {}
+    for where, pairs in found.items():
+        pairs.sort()
+        firsts: list[tuple[int, int]] = []
+        for offset, place in reversed(pairs):
+            firsts.append(min((place, offset), firsts[-1]) if firsts else (place, offset))
+        spoken[where] = ([offset for offset, _ in pairs], firsts[::-1])
+    return spoken
+
+
+def _marks_hold(read: TopicsRead, spoken: Spoken, commit: Commit) -> Iterator[str]:
     """The positions of a commit lie at or before the first event of every offset at or beyond it.
 
     Where retention took that event nobody can find it: they lie at or before what is left.
     """
-    q, low, marks = commit.q, commit.offset, decode_positions(commit.metadata)
-    if marks is None:
-        return
-    for (name, offset), (partition, at) in read.replies.first.items():
-        counts = name == q and offset >= low and partition < len(marks)
-        if counts and read.start_of(partition, commit.time_ms) <= at.position < marks[partition]:
+    q, low = commit.q, commit.offset
+    for partition, mark in enumerate(decode_positions(commit.metadata) or ()):
+        offsets, firsts = spoken.get((q, partition), ([], []))
+        index = bisect_left(offsets, low)
+        if index < len(offsets) and firsts[index][0] < mark:
+            place, offset = firsts[index]
+            start = read.start_of(partition, commit.time_ms)
+            if place < start:
+                left = [
+                    (at.position, other)
+                    for (name, other), (index, at) in read.replies.first.items()
+                    if (name, index) == (q, partition)
+                    and other >= low
+                    and start <= at.position < mark
+                ]
+                if not left:
+                    continue
+                place, offset = min(left)
             yield (
-                f"{q}: a commit of {low} says {marks[partition]} for replies/{partition}, and "
-                f"offset {offset} was spoken for at {at.position}"
+                f"{q}: a commit of {low} says {mark} for replies/{partition}, and "
+                f"offset {offset} was spoken for at {place}"
             )
 
 
@@ -177,6 +221,16 @@ def _garbage_is_parked(read: TopicsRead) -> Iterator[str]:
     for origin, (request, _) in read.requests.items():
         if request is None and origin not in read.letters:
             yield f"what cannot be read at {origin} is no dead letter"
+
+
+def _innocents_are_not(history: History, read: TopicsRead) -> Iterator[str]:
+    """Only what kills its engine is parked as poison, whatever died beside it."""
+    for origin, reason in read.letters.items():
+        request, _ = read.requests.get(origin, (None, None))
+        if reason != "poison" or request is None:
+            continue
+        if not is_poison(history, request.body):
+            yield f"{request.id} at {origin} is parked as poison, and is none"
 
 
 def _tenants_are_apart(history: History, read: TopicsRead) -> Iterator[str]:

@@ -7,149 +7,29 @@ import pytest
 from msgspec import structs
 
 from schemas.codec import encode
-from schemas.fences import Acquired
-from schemas.ids import make_request_id
-from schemas.operations import Claim, Control, Usage
-from schemas.replies import (
-    Accepted,
-    AnyEvent,
-    ErrorInfo,
-    Events,
-    Failed,
-    Fence,
-    Finished,
-    Started,
-    Tokens,
-    TokenUsage,
+from schemas.operations import Claim, Control
+from schemas.replies import ErrorInfo, Events, Failed, Started
+from tests.checker.handmade import (
+    BILL,
+    BODY,
+    ID,
+    NOW_MS,
+    PREFIX,
+    REQUEST,
+    TOPIC,
+    Log,
+    Q,
+    begun,
+    good,
+    opened,
+    request,
+    said,
+    seen_token,
+    token,
 )
-from schemas.requests import COMPLETIONS, Body, Request
-from schemas.wire import Wire
-from tests.checker.history import Action, Attempt, Commit, History, Seen, SeenTokens, Stored, Trim
+from tests.checker.history import Sample, Seen, Stored, Trim
 from tests.checker.rules import check
-from tests.checker.scripted_answer import expected_answer
 from topics.ports import Record
-
-NOW_MS = 1_767_225_600_000
-Q = "requests.default.standard/0"
-BODY = Body(prompt="two words", max_tokens=2)
-PREFIX = expected_answer(BODY).longest[:6]
-
-
-def request(number: int) -> Request:
-    return Request(
-        id=make_request_id(NOW_MS, 0, number),
-        tenant="ann",
-        tier="standard",
-        model="scripted",
-        endpoint=COMPLETIONS,
-        body=BODY,
-    )
-
-
-REQUEST = request(1)
-ID = REQUEST.id
-SAID = {"id": ID, "tenant": "ann", "q": Q, "offset": 0}
-
-
-class Log:
-    """Writes a history."""
-
-    def __init__(self) -> None:
-        self.history = History()
-        self._ends: dict[str, int] = {}
-
-    def put(self, topic: str, record: Wire | bytes) -> None:
-        offset = self._ends.get(topic, 0)
-        self._ends[topic] = offset + 1
-        value = record if isinstance(record, bytes) else encode(record)
-        serial = len(self.history.stored)
-        stored = Record(topic, 0, offset, NOW_MS + serial, None, value, ())
-        self.history.stored.append(Stored(serial, stored))
-
-    def say(self, *events: AnyEvent) -> None:
-        self.put("replies", Events(events=events))
-
-    def commit(self, offset: int, metadata: str) -> None:
-        serial = len(self.history.stored)
-        self.history.commits.append(Commit(serial, NOW_MS, "g", Q, offset, metadata))
-
-
-def begun(epoch: int, count: int) -> Started:
-    return Started(**SAID, epoch=epoch, starts=1, counts=(count,), info=REQUEST.info(), worker="w")  # type: ignore[arg-type]
-
-
-def token(epoch: int, seq: int, text: str | None = None) -> Tokens:
-    return Tokens(
-        **SAID,  # type: ignore[arg-type]
-        epoch=epoch,
-        seq=seq,
-        token_ids=(seq,),
-        text=f"{PREFIX}.{seq} " if text is None else text,
-        finish_reason="length" if seq == 1 else None,
-    )
-
-
-def finished(epoch: int) -> Finished:
-    usage = TokenUsage(prompt_tokens=2, completion_tokens=2)
-    return Finished(**SAID, epoch=epoch, counts=(2,), usage=usage, finish_reasons=("length",))  # type: ignore[arg-type]
-
-
-BILL = Usage(
-    request_id=ID,
-    tenant="ann",
-    model="scripted",
-    tier="standard",
-    endpoint=COMPLETIONS,
-    q=Q,
-    offset=0,
-    epoch=1,
-    outcome="finished",
-    prompt_tokens=2,
-    cached_tokens=0,
-    completion_tokens=2,
-    queue_seconds=0,
-    run_seconds=0,
-    engine_seconds=0,
-)
-
-
-def attempt(number: int, action: Action, after: int, seq: int) -> Attempt:
-    reason = "length" if seq == 1 else None
-    seen = Seen(after, [SeenTokens(0, seq, (seq,), f"{PREFIX}.{seq} ", reason)])
-    if after:
-        seen.terminal, seen.counts = "finished", (2,)
-    return Attempt(
-        number,
-        "c",
-        action,
-        "ann",
-        "api",
-        NOW_MS,
-        request_id=ID,
-        result="ok",
-        outcome="new",
-        done_ms=NOW_MS + 1,
-        seen=seen,
-    )
-
-
-def good() -> Log:
-    """A request that two workers answered, one token each; its client came back in between."""
-    log = Log()
-    log.put("fences", Acquired(qs=(Q,), incarnation="a", ends=(0,)))
-    log.put("replies", Fence(epoch=0, qs=(Q,)))
-    log.put("requests.default.standard", REQUEST)
-    log.put("replies", Accepted(id=ID, tenant="ann", info=REQUEST.info()))
-    log.say(begun(0, 0), token(0, 0))
-    log.put("fences", Acquired(qs=(Q,), incarnation="b", ends=(3,)))
-    log.put("replies", Fence(epoch=1, qs=(Q,)))
-    log.say(token(0, 1), finished(0))  # the first worker once more, behind the fence
-    log.commit(0, "1:2")
-    log.say(begun(1, 1), token(1, 1), finished(1))
-    log.put("usage", BILL)
-    log.commit(1, "1:6")
-    log.history.attempts += [attempt(0, "submit", 0, 0), attempt(1, "resume", 1, 1)]
-    return log
 
 
 def test_a_good_history_is_silent() -> None:
@@ -157,7 +37,11 @@ def test_a_good_history_is_silent() -> None:
 
 
 def lose_a_request(log: Log) -> None:
-    log.put("requests.default.standard", request(2))
+    log.put(TOPIC, request(2))
+
+
+def accept_what_is_on_no_topic(log: Log) -> None:
+    log.history.attempts[0].request_id = request(7).id
 
 
 def seen_last(log: Log) -> Seen:
@@ -167,12 +51,15 @@ def seen_last(log: Log) -> Seen:
 
 
 def repeat_a_token(log: Log) -> None:
-    seen_last(log).tokens.insert(0, SeenTokens(0, 0, (0,), f"{PREFIX}.0 ", None))
+    seen_last(log).tokens.insert(0, seen_token(0))
 
 
-def show_a_zombie(log: Log) -> None:
-    seen = seen_last(log)
-    seen.tokens[0] = replace(seen.tokens[0], text="of the first worker")
+def read_a_token_twice(log: Log) -> None:
+    log.history.attempts[1].seen = Seen(1, position=2, text=f"{PREFIX}.0 {PREFIX}.1 ")
+
+
+def end_in_the_middle(log: Log) -> None:
+    log.history.attempts[0].seen = Seen(0, position=1, text=f"{PREFIX}.0 ", terminal="finished")
 
 
 def say_something_else(log: Log) -> None:
@@ -189,12 +76,19 @@ def revive_a_claim(log: Log) -> None:
         )
 
 
+def answer_another_payload(log: Log) -> None:
+    claim = Claim(tenant="ann", key="k", fingerprint="f", request_id=ID, q=Q, life_seconds=60)
+    log.put("claims", claim)
+    first = log.history.attempts[0]
+    first.key, first.fingerprint = "k", "g"
+
+
 def commit_back(log: Log) -> None:
     log.commit(0, "1:6")
 
 
 def commit_the_unfinished(log: Log) -> None:
-    log.put("requests.default.standard", request(2))
+    log.put(TOPIC, request(2))
     log.commit(2, "1:6")
 
 
@@ -212,8 +106,59 @@ def bill_nobody(log: Log) -> None:
     log.history.stored = [it for it in log.history.stored if it.record.topic != "usage"]
 
 
+def show_a_zombie(log: Log) -> None:
+    at = next(i for i, it in enumerate(log.history.stored) if b'"token_ids":[1]' in _value(it))
+    stored = log.history.stored[at]
+    value = encode(Events(events=(token(0, 1, "of the first worker"),)))
+    log.history.stored[at] = replace(stored, record=stored.record._replace(value=value))
+    seen_last(log).tokens[0] = seen_token(1, "of the first worker")
+
+
+def _value(stored: Stored) -> bytes:
+    return stored.record.value or b""
+
+
+def speak_for_what_is_anothers(log: Log) -> None:
+    log.history.stored = [it for it in log.history.stored if b'"incarnation":"b"' not in _value(it)]
+
+
+def begin_a_lower_tier_first(log: Log) -> None:
+    """One worker, two tiers: a standard one is begun while a premium one has waited for seconds."""
+    premium = "requests.default.premium"
+    epoch = 2
+    log.acquire("c", f"{premium}/0")
+    log.fence(epoch)
+    log.later_ms = 5_000
+    late = [request(5, "premium", NOW_MS + 5_000), request(6, "standard", NOW_MS + 5_000)]
+    for topic, it in zip((premium, TOPIC), late, strict=True):
+        log.put(topic, it)
+    log.later_ms = 9_000
+    for q, offset, it in ((Q, 1, late[1]), (f"{premium}/0", 0, late[0])):
+        log.later_ms += 1_000
+        fields = said(epoch, offset, it.id) | {"q": q}
+        log.say(Started(**fields, starts=1, counts=(0,), info=it.info(), worker="w"))  # type: ignore[arg-type]
+
+
+def open_too_many(log: Log) -> None:
+    log.history.samples.append(Sample("api-0", "inferlog_log_scans_running", 13.0))
+
+
+def begin_too_far_ahead(log: Log) -> None:
+    log.history.span_offsets = 1
+    log.history.commits.clear()
+    log.say(begun(1, 0, offset=1))
+
+
 def leave_garbage(log: Log) -> None:
-    log.put("requests.default.standard", b"{")
+    log.put(TOPIC, b"{")
+
+
+def park_an_innocent(log: Log) -> None:
+    log.park("poison")
+
+
+def never_rest(log: Log) -> None:
+    log.history.broken.append("not at rest within 60 s")
 
 
 def tell_another_tenant(log: Log) -> None:
@@ -234,22 +179,50 @@ def lose_what_was_accepted(log: Log) -> None:
     it.invoked_ms, it.result, it.code, it.seen = NOW_MS + 2, "refused", "not_found", None
 
 
+def log_a_prompt(log: Log) -> None:
+    log.history.secrets = ["a key", str(BODY.prompt)]
+    log.history.writings["worker-0.log"] = f'WARNING cannot read "{BODY.prompt}"'
+
+
+def work_on_what_was_cancelled(log: Log) -> None:
+    cancel = Control(kind="cancel", tenant="ann", request_id=ID)
+    record = Record("control", 0, 0, NOW_MS - 60_000, None, encode(cancel), ())
+    log.history.stored.insert(0, Stored(0, record))
+    for index, it in enumerate(log.history.stored):
+        late_ms = 10_000 if it.record.topic == "replies" and it.record.offset >= 5 else 0
+        moved = it.record._replace(time_ms=it.record.time_ms + late_ms)
+        log.history.stored[index] = Stored(index, moved)
+    log.history.commits.clear()
+
+
 SPOILED: list[tuple[str, Callable[[Log], None]]] = [
     ("I1", lose_a_request),
+    ("I1", accept_what_is_on_no_topic),
     ("I2", repeat_a_token),
-    ("I2", show_a_zombie),
+    ("I2", read_a_token_twice),
+    ("I2", end_in_the_middle),
     ("I2", say_something_else),
     ("I3", revive_a_claim),
+    ("I3", answer_another_payload),
     ("I4", commit_back),
     ("I4", commit_the_unfinished),
     ("I4", commit_early),
     ("I4", mark_too_far),
     ("I4", bill_nobody),
+    ("I5", show_a_zombie),
+    ("I5", speak_for_what_is_anothers),
+    ("I6", begin_a_lower_tier_first),
+    ("I7", open_too_many),
+    ("I7", begin_too_far_ahead),
+    ("I8", work_on_what_was_cancelled),
     ("I9", leave_garbage),
+    ("I9", park_an_innocent),
+    ("I10", never_rest),
     ("I11", tell_another_tenant),
     ("I12", fail_without_a_name),
     ("I12", hang),
     ("I12", lose_what_was_accepted),
+    ("I13", log_a_prompt),
 ]
 
 
@@ -260,6 +233,21 @@ def test_a_spoiled_history_is_told(rule: str, spoil: Callable[[Log], None]) -> N
     log = good()
     spoil(log)
     assert rule in {it.rule for it in check(log.history)}
+
+
+def test_every_invariant_of_the_protocol_has_a_history_that_breaks_it() -> None:
+    assert {rule for rule, _ in SPOILED} == {f"I{number}" for number in range(1, 14)}
+
+
+def test_what_is_poison_may_be_parked_and_fail() -> None:
+    log = opened()
+    log.history.poison = ("two words",)
+    error = ErrorInfo(code="poison", message="")
+    log.say(begun(0, 0), Failed(**said(0, 0), counts=(0,), error=error))  # type: ignore[arg-type]
+    log.park("poison")
+    log.commit(1)
+    assert check(log.history) == []
+    assert REQUEST.body == BODY
 
 
 def test_positions_need_not_cover_what_retention_had_taken() -> None:
@@ -273,11 +261,10 @@ def test_positions_need_not_cover_what_retention_had_taken() -> None:
 def test_a_late_copy_is_refused_only_where_the_log_was_cut() -> None:
     for trims, excused in (([], False), ([Trim(NOW_MS, 0, 1)], True)):
         log = Log()
-        log.put("fences", Acquired(qs=(Q,), incarnation="a", ends=(0,)))
-        log.put("replies", Fence(epoch=0, qs=(Q,)))
-        log.put("requests.default.standard", REQUEST)
+        log.take(0, "a")
+        log.put(TOPIC, REQUEST)
         error = ErrorInfo(code="result_expired", message="")
-        log.say(Failed(**SAID, epoch=0, counts=(), error=error))  # type: ignore[arg-type]
+        log.say(Failed(**said(0, 0), counts=(), error=error))  # type: ignore[arg-type]
         log.put("usage", structs.replace(BILL, epoch=0, outcome="failed", completion_tokens=0))
         log.history.trims += trims
         assert (check(log.history) == []) is excused

@@ -6,14 +6,14 @@ from schemas.codec import (
     UndecodableRecord,
     decode_claim,
     decode_control,
-    decode_dead_letter,
     decode_fence,
+    decode_letter,
     decode_reply,
     decode_request,
     decode_usage,
 )
 from schemas.fences import Acquired
-from schemas.operations import Claim, Usage
+from schemas.operations import Claim, DeadLetter, Usage
 from schemas.requests import Request
 from tests.checker.history import History, Stored, Trim
 from tests.checker.plain_reader import Answer, At, Key, Origin, Replies, judge_claims
@@ -52,7 +52,7 @@ def read_topics(history: History) -> TopicsRead:
         record = stored.record
         at = At(stored.serial, record.offset, record.time_ms)
         if record.topic == "replies":
-            read.replies.feed(record.partition, at, decode_reply(record.value))
+            read.replies.feed(record.partition, at, decode_reply(record.value), stored.sender)
         elif record.topic.startswith("requests."):
             _read_request(read, stored)
         elif record.topic == "claims":
@@ -85,8 +85,9 @@ def _read_beside(read: TopicsRead, record: Record, at: At) -> None:
         usage = decode_usage(record.value)
         read.usage.setdefault((usage.q, usage.offset), []).append(usage)
     elif record.topic == "dead-letters":
-        letter = decode_dead_letter(record.value)
-        read.letters[f"{letter.topic}/{letter.partition}", letter.offset] = letter.reason
+        letter = decode_letter(record.value)
+        if isinstance(letter, DeadLetter):
+            read.letters[f"{letter.topic}/{letter.partition}", letter.offset] = letter.reason
     elif record.topic == "control":
         control = decode_control(record.value)
         if control.kind == "cancel" and control.tenant and control.request_id:

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+from aiokafka.admin import AIOKafkaAdminClient
 
 from tests.broker_faults import frozen, kill, sockets_to
 from topics.broker import LocalCluster
@@ -266,3 +267,21 @@ async def test_without_a_broker_every_call_ends_in_time(
     begun = time.monotonic()
     await asyncio.gather(tail.close(), member.close())
     assert time.monotonic() - begun < 8
+
+
+async def test_a_topic_deleted_under_a_tail_is_asked_for_with_pauses(
+    log: KafkaLog, topic: str, closing: Closing, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each answer is a line of aiokafka's log: a thousand a second would fill the disk."""
+    tail = closing(await log.tail({Partition(topic, 0): 0}))
+    await tail.read(max_wait_seconds=0.5)
+    admin = AIOKafkaAdminClient(bootstrap_servers=log._arguments["bootstrap_servers"])
+    await admin.start()
+    await admin.delete_topics([topic])
+    await admin.close()
+    caplog.clear()
+    for _ in range(6):
+        await tail.read(max_wait_seconds=0.5)
+    said = [it.message for it in caplog.records if f"Topic {topic} not found" in it.message]
+    assert 1 <= len(said) < 60
+    await tail.close()

@@ -2,63 +2,33 @@
 
 import asyncio
 import contextlib
-import hashlib
 import itertools
 import json
 import random
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import httpx
 
-from inferlog.api_client import sse_events
-from schemas.ids import parse_request_id
-
-Kind = Literal["stream", "whole", "background", "keyed", "cancelled", "closed"]
-KINDS: tuple[Kind, ...] = ("stream", "whole", "background", "keyed", "cancelled", "closed")
+from tests.checker.history import Attempt, Seen
+from tests.checker.topics_read import TopicsRead
+from tests.faults.attempts import (
+    Notes,
+    accepted,
+    events,
+    refused,
+    request_id_of,
+    saw_error,
+    saw_whole,
+    told,
+)
+from tests.faults.operation import KINDS, NOTHING_APPENDED, Kind, Operation
 
 COMPLETIONS = "/v1/completions"
-NOTHING_APPENDED = {"unavailable", "shutting_down", "no_worker", "too_many_streams"}
-"""Refusals that promise that nothing runs."""
 PATIENCE_SECONDS = 120.0
 PAUSE_SECONDS = 0.2
-
-
-@dataclass(slots=True, kw_only=True)
-class Operation:
-    """One request as its client saw it. Times are of `time.monotonic`.
-
-    `outcome`: ok (the whole answer was read), failed (a documented refusal or error: `error`),
-    unknown (the connection broke before an id was told, or the API said so itself).
-    """
-
-    number: int
-    kind: Kind
-    prompt: str
-    max_tokens: int
-    key: str | None = None
-    request_id: str | None = None
-    text: str = ""
-    position: int = 0
-    outcome: Literal["ok", "failed", "unknown"] = "unknown"
-    error: str | None = None
-    resumes: int = 0
-    began_s: float = 0.0
-    ended_s: float = 0.0
-    longest_pause_s: float = 0.0
-
-    def expected(self) -> str:
-        """The whole answer."""
-        return scripted_answer(self.prompt, self.max_tokens)
-
-
-def scripted_answer(prompt: str, max_tokens: int) -> str:
-    """What the scripted engine answers."""
-    mark = hashlib.sha256(prompt.encode()).hexdigest()[:6]
-    return "".join(f"{mark}.{index} " for index in range(max_tokens))
 
 
 class _Again(Exception):
@@ -66,7 +36,11 @@ class _Again(Exception):
 
 
 class Clients:
-    """An open-loop workload against all replicas; `history` has every operation."""
+    """An open-loop workload against all replicas.
+
+    `history` has every operation, `attempts` every call that was made for one, `read` what lay on
+    the log when all was over, `wrong` what the checker said of it.
+    """
 
     def __init__(
         self,
@@ -76,8 +50,20 @@ class Clients:
         seed: int,
         kinds: Sequence[Kind] = KINDS,
         max_tokens: tuple[int, int] = (8, 80),
+        tenant: str = "default",
+        model: str = "scripted",
+        parameters: Mapping[str, Any] | None = None,
     ) -> None:
         self.history: list[Operation] = []
+        self.attempts: list[Attempt] = []
+        self.read: TopicsRead | None = None
+        self.wrong: list[str] = []
+        self.streams_go_to: str | None = None
+        """The replica that new streams are asked of; they are resumed at any."""
+        self.key = key
+        self.model = model
+        self._parameters = dict(parameters or {})
+        self._tenant = tenant
         self._replicas = list(replicas)
         self._random = random.Random(seed)
         self._kinds = kinds
@@ -102,14 +88,23 @@ class Clients:
                 group.create_task(self.one())
                 await asyncio.sleep(self._random.expovariate(per_second))
 
-    async def one(self, kind: Kind | None = None) -> Operation:
-        """One operation to its end."""
+    async def reading(self, count: int, seconds: float = 30.0) -> list[Operation]:
+        """Waits until so many have begun to read their answers and not ended; returns those."""
+        async with asyncio.timeout(seconds):
+            while True:
+                found = [it for it in self.history if it.position and not it.ended_s]
+                if len(found) >= count:
+                    return found
+                await asyncio.sleep(0.02)
+
+    async def one(self, kind: Kind | None = None, prompt: str | None = None) -> Operation:
+        """One operation to its end; without a kind or a prompt, of any kind and one of its own."""
         number = next(self._numbers)
         chosen = self._random.choice(self._kinds) if kind is None else kind
         operation = Operation(
             number=number,
             kind=chosen,
-            prompt=f"{self._run} request {number}",
+            prompt=prompt or f"{self._run} request {number}",
             max_tokens=self._random.randint(*self._max_tokens),
             key=f"{self._run}-{number}" if chosen == "keyed" else None,
             began_s=time.monotonic(),
@@ -135,58 +130,78 @@ class Clients:
             await self._streamed(it)
 
     def _body(self, it: Operation, **more: Any) -> dict[str, Any]:
-        return {"model": "scripted", "prompt": it.prompt, "max_tokens": it.max_tokens, **more}
+        asked = {"model": self.model, "prompt": it.prompt, "max_tokens": it.max_tokens}
+        return {**asked, **self._parameters, **more}
+
+    async def pry(self, key: str, tenant: str) -> None:
+        """Another tenant asks for some of these requests, and tries to cancel them."""
+        known = [it.request_id for it in self.history if it.request_id is not None]
+        headers = {"Authorization": f"Bearer {key}"}
+        notes = Notes(self.attempts, "prying", tenant, None)
+        for name in self._random.sample(known, min(3, len(known))):
+            replica = self._replica()
+            url = f"{replica}/v1/requests/{name}"
+            with notes.attempt("status", replica, name) as attempt:
+                told(attempt, await self._http.get(url, headers=headers))
+            with notes.attempt("cancel", replica, name) as attempt:
+                told(attempt, await self._http.post(f"{url}/cancel", headers=headers))
+
+    def _notes(self, it: Operation) -> Notes:
+        return Notes(self.attempts, f"client-{it.number}", self._tenant, it.key)
 
     # --- the kinds
 
+    async def _submit(self, it: Operation, url: str, payload: dict[str, Any]) -> dict[str, Any]:
+        """POSTs once, for the whole answer or for an id; {} if there is neither."""
+        replica = self._replica()
+        with self._notes(it).attempt("submit", replica) as attempt:
+            try:
+                answer = await self._http.post(replica + url, json=payload)
+            except httpx.ConnectError:
+                _failed(it, "unreachable")
+                raise
+            it.request_id = request_id_of(answer)
+            body: dict[str, Any] = answer.json()
+            if answer.status_code not in (200, 202):
+                _refused(it, body, attempt)
+                return {}
+            accepted(attempt, it.request_id, answer)
+            if answer.status_code == 200:
+                saw_whole(attempt, body)
+            return body
+
     async def _whole(self, it: Operation) -> None:
-        try:
-            answer = await self._http.post(self._replica() + COMPLETIONS, json=self._body(it))
-        except httpx.ConnectError:
-            _failed(it, "unreachable")
-            return
-        except httpx.HTTPError:
-            return  # nobody told its id: unknown
-        it.request_id = _request_id(answer)
-        if answer.status_code != 200:
-            _refused(it, answer.json())
-            return
-        it.text = answer.json()["choices"][0]["text"]
-        it.outcome = "ok"
+        with contextlib.suppress(httpx.HTTPError):  # nobody told its id: unknown
+            if body := await self._submit(it, COMPLETIONS, self._body(it)):
+                it.text = body["choices"][0]["text"]
+                it.outcome = "ok"
 
     async def _background(self, it: Operation) -> None:
         payload = {"endpoint": COMPLETIONS, "body": self._body(it)}
-        try:
-            answer = await self._http.post(self._replica() + "/v1/requests", json=payload)
-        except httpx.ConnectError:
-            _failed(it, "unreachable")
-            return
-        except httpx.HTTPError:
-            return
-        if answer.status_code != 202:
-            _refused(it, answer.json())
-            return
-        it.request_id = answer.json()["id"]
-        while True:
-            await asyncio.sleep(PAUSE_SECONDS)
-            try:
-                url = f"{self._replica()}/v1/requests/{it.request_id}"
-                status = await self._http.get(url)
-            except httpx.HTTPError:
-                continue
-            if status.status_code == 503:
-                continue
-            found = status.json()
-            if status.status_code != 200:
-                _refused(it, found)
+        with contextlib.suppress(httpx.HTTPError):
+            if await self._submit(it, "/v1/requests", payload):
+                while it.outcome == "unknown" and it.error is None:
+                    await asyncio.sleep(PAUSE_SECONDS)
+                    with contextlib.suppress(httpx.HTTPError):
+                        await self._ask(it)
+
+    async def _ask(self, it: Operation) -> None:
+        replica = self._replica()
+        with self._notes(it).attempt("status", replica, it.request_id) as attempt:
+            answer = await self._http.get(f"{replica}/v1/requests/{it.request_id}")
+            found = answer.json()
+            if answer.status_code != 200:
+                refused(attempt, found["error"]["code"])
+                if answer.status_code != 503:
+                    _refused(it, found)
                 return
+            attempt.result, attempt.state = "ok", found["status"]
             if found["status"] == "completed":
+                saw_whole(attempt, found["response"])
                 it.text = found["response"]["choices"][0]["text"]
                 it.outcome = "ok"
-                return
-            if found["status"] not in ("queued", "in_progress"):
+            elif found["status"] not in ("queued", "in_progress"):
                 _failed(it, found["status"])
-                return
 
     async def _streamed(self, it: Operation) -> None:
         """First the POST; then, whatever breaks off is resumed anywhere."""
@@ -217,45 +232,58 @@ class Clients:
     async def _resume(self, it: Operation) -> None:
         while True:
             it.resumes += 1
-            url = f"{self._replica()}/v1/requests/{it.request_id}/stream"
-            headers = {"Last-Event-ID": str(it.position)} if it.position else {}
-            try:
-                async with self._http.stream("GET", url, headers=headers) as answer:
-                    if answer.status_code == 200:
-                        await self._read(it, answer)
-                        return
-                    if answer.status_code != 503:
-                        _refused(it, json.loads(await answer.aread()))
-                        return
-            except (_Again, httpx.HTTPError):
-                pass
+            with contextlib.suppress(_Again, httpx.HTTPError):
+                await self._resume_once(it)
+                return
             await asyncio.sleep(PAUSE_SECONDS)
 
-    async def _post_stream(self, it: Operation, headers: dict[str, str]) -> None:
-        url = self._replica() + COMPLETIONS
-        body = self._body(it, stream=True)
-        async with self._http.stream("POST", url, json=body, headers=headers) as answer:
-            it.request_id = _request_id(answer) or it.request_id
-            if answer.status_code == 200:
-                await self._read(it, answer)
-                return
-            refusal = json.loads(await answer.aread())
-            if it.key is not None and answer.status_code in (409, 503):
-                raise _Again
-            _refused(it, refusal)
+    async def _resume_once(self, it: Operation) -> None:
+        replica = self._replica()
+        url = f"{replica}/v1/requests/{it.request_id}/stream"
+        headers = {"Last-Event-ID": str(it.position)} if it.position else {}
+        with self._notes(it).attempt("resume", replica, it.request_id) as attempt:
+            async with self._http.stream("GET", url, headers=headers) as answer:
+                if answer.status_code == 200:
+                    accepted(attempt, it.request_id, answer)
+                    await self._read(it, answer, attempt)
+                    return
+                refusal = json.loads(await answer.aread())
+                refused(attempt, refusal["error"]["code"])
+                if answer.status_code == 503:
+                    raise _Again
+                _refused(it, refusal)
 
-    async def _read(self, it: Operation, answer: httpx.Response) -> None:
+    async def _post_stream(self, it: Operation, headers: dict[str, str]) -> None:
+        replica = self.streams_go_to or self._replica()
+        body = self._body(it, stream=True)
+        with self._notes(it).attempt("submit", replica) as attempt:
+            post = self._http.stream("POST", replica + COMPLETIONS, json=body, headers=headers)
+            async with post as answer:
+                it.request_id = request_id_of(answer) or it.request_id
+                if answer.status_code == 200:
+                    accepted(attempt, it.request_id, answer)
+                    await self._read(it, answer, attempt)
+                    return
+                refusal = json.loads(await answer.aread())
+                refused(attempt, refusal["error"]["code"])
+                if it.key is not None and answer.status_code in (409, 503):
+                    raise _Again
+                _refused(it, refusal)
+
+    async def _read(self, it: Operation, answer: httpx.Response, attempt: Attempt) -> None:
         leave_at = it.max_tokens // 2 if it.kind in ("cancelled", "closed") else None
-        last_s = time.monotonic()
-        async for position, data in _events(answer):
+        attempt.seen = seen = Seen(after=it.position, position=it.position, text="")
+        it.heard_s = it.heard_s or time.monotonic()
+        async for position, data in events(answer):
             now_s = time.monotonic()
-            it.longest_pause_s = max(it.longest_pause_s, now_s - last_s)
-            last_s = now_s
+            it.longest_pause_s = max(it.longest_pause_s, now_s - it.heard_s)
+            it.heard_s = now_s
             if data == "[DONE]":
-                it.outcome = "ok"
+                it.outcome, seen.terminal = "ok", "finished"
                 return
             body = json.loads(data)
             if "error" in body:
+                saw_error(seen, body["error"]["code"])
                 if body["error"]["code"] in NOTHING_APPENDED:
                     raise _Again  # this replica cannot go on; another can
                 if body["error"]["code"] == "cancelled" and it.kind == "cancelled":
@@ -263,41 +291,35 @@ class Clients:
                     return
                 _failed(it, body["error"]["code"])
                 return
-            it.text += "".join(choice["text"] for choice in body["choices"])
-            it.position = position
+            text = "".join(choice["text"] for choice in body["choices"])
+            it.text, it.position = it.text + text, position
+            seen.text, seen.position = f"{seen.text}{text}", position
             if leave_at is not None and position >= leave_at:
                 if it.kind == "closed":
                     it.outcome = "ok"
                     return
                 leave_at = None
-                await self._cancel(it)
+                await self.cancel(it)
         raise _Again
 
-    async def _cancel(self, it: Operation) -> None:
-        with contextlib.suppress(httpx.HTTPError):  # then it runs to its end, which is as good
-            await self._http.post(f"{self._replica()}/v1/requests/{it.request_id}/cancel")
-
-
-def _request_id(answer: httpx.Response) -> str | None:
-    """The id of what runs; an answer about nothing that was accepted carries a random one."""
-    name = answer.headers.get("x-request-id", "")
-    try:
-        parse_request_id(name)
-    except ValueError:
-        return None
-    return str(name)
-
-
-async def _events(answer: httpx.Response) -> AsyncIterator[tuple[int, str]]:
-    async for event_id, data in sse_events(answer.aiter_lines()):
-        yield int(event_id or 0), data
+    async def cancel(self, it: Operation) -> None:
+        """Asks any replica for an end."""
+        replica = self._replica()
+        with (
+            contextlib.suppress(httpx.HTTPError),  # then it runs to its end, which is as good
+            self._notes(it).attempt("cancel", replica, it.request_id) as attempt,
+        ):
+            url = f"{replica}/v1/requests/{it.request_id}/cancel"
+            told(attempt, await self._http.post(url))
 
 
 def _failed(it: Operation, error: str) -> None:
     it.outcome, it.error = "failed", error
 
 
-def _refused(it: Operation, body: dict[str, Any]) -> None:
+def _refused(it: Operation, body: dict[str, Any], attempt: Attempt | None = None) -> None:
     code = str(body["error"]["code"])
+    if attempt is not None:
+        refused(attempt, code)
     it.error = code
     it.outcome = "unknown" if code == "outcome_unknown" else "failed"

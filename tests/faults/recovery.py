@@ -5,10 +5,9 @@ from dataclasses import dataclass
 
 from schemas.codec import decode_reply
 from schemas.replies import Events, Started, Terminal, Tokens
-from tests.faults.verdict import read_all
+from tests.faults.recorded import read_whole
 from topics.catalogue import REPLIES
 from topics.kafka import KafkaLog
-from topics.ports import Partition
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +46,8 @@ async def _lives(bootstrap: str) -> list[list[Said]]:
     lives: dict[str, list[Said]] = {}
     speakers: dict[tuple[str, int], str] = {}
     try:
-        for index in range(await log.partition_count(REPLIES)):
-            for record in await read_all(log, Partition(REPLIES, index)):
+        for records in (await read_whole(log, [REPLIES])).values():
+            for record in records:
                 reply = decode_reply(record.value)
                 if not isinstance(reply, Events):
                     continue

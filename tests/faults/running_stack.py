@@ -15,17 +15,10 @@ import psutil
 
 from inferlog.data_dir import first_key
 from inferlog.local_ports import any_free
+from tests.running_up import clean_environ
 
 UP_SECONDS = 90.0
 END_SECONDS = 60.0
-
-
-def clean_environ() -> dict[str, str]:
-    """The environment without settings of ours, but for the cache of downloads."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("INFERLOG_")}
-    if cache := os.environ.get("INFERLOG_CACHE_DIR"):
-        kept["INFERLOG_CACHE_DIR"] = cache
-    return kept
 
 
 def until(true: Callable[[], bool], seconds: float, what: str) -> None:
@@ -48,12 +41,16 @@ class RunningStack:
         brokers: int = 1,
         bootstrap: str | None = None,
         session_timeout_seconds: float = 3.0,
+        engine: str = "scripted",
+        model: str = "scripted",
         engine_options: tuple[str, ...] = ("tokens_per_second=40",),
+        ready_seconds: float = UP_SECONDS,
         more: tuple[str, ...] = (),
         port: int | None = None,
         environ: Mapping[str, str] | None = None,
     ) -> None:
         self.folder = folder
+        self.model = model
         self.port = port or any_free("127.0.0.1", 1 + api_replicas)
         self.replicas = [
             f"http://127.0.0.1:{self.port + 1 + index}" for index in range(api_replicas)
@@ -67,7 +64,7 @@ class RunningStack:
         with self._output.open("wb") as out:
             self.process = subprocess.Popen(
                 [
-                    *(sys.executable, "-m", "inferlog", "up", "--engine", "scripted", *options),
+                    *(sys.executable, "-m", "inferlog", "up", "--engine", engine, *options),
                     *("--data-dir", str(folder), "--port", str(self.port)),
                     *("--workers", str(workers), "--api-replicas", str(api_replicas)),
                     *("--brokers", str(brokers), "--drain-seconds", "2"),
@@ -82,7 +79,7 @@ class RunningStack:
             )
         until(
             lambda: "Inferlog is up." in self.said() or self.process.poll() is not None,
-            UP_SECONDS,
+            ready_seconds,
             "`inferlog up` was not ready in time",
         )
         assert self.process.poll() is None, self.said()
@@ -97,6 +94,13 @@ class RunningStack:
         key = first_key(self.folder / "api-keys")
         assert key is not None
         return key
+
+    @property
+    def keys(self) -> dict[str, str]:
+        """Every tenant's."""
+        lines = (self.folder / "api-keys").read_text().splitlines()
+        pairs = [line.partition(":") for line in lines if line and not line.startswith("#")]
+        return {tenant: key for tenant, _, key in pairs}
 
     @property
     def bootstrap(self) -> str:
@@ -118,7 +122,7 @@ class RunningStack:
     async def healthy(self, seconds: float = 60.0) -> None:
         """Returns when every part runs and every replica answers a request."""
         headers = {"Authorization": f"Bearer {self.key}"}
-        body = {"model": "scripted", "prompt": "are you well", "max_tokens": 1}
+        body = {"model": self.model, "prompt": "are you well", "max_tokens": 1}
         async with (
             asyncio.timeout(seconds),
             httpx.AsyncClient(headers=headers, timeout=5.0, trust_env=False) as client,

@@ -1,9 +1,7 @@
 """Many requests under many faults (`make soak`); what was measured is kept under benchmarks/results."""
 
 import asyncio
-import json
 import os
-import platform
 import random
 import signal
 import time
@@ -14,41 +12,28 @@ from typing import Any
 
 import pytest
 
-from tests.faults.clients import Clients, Kind
+from tests.faults.clients import Clients
+from tests.faults.operation import Kind
 from tests.faults.recovery import Kill, percentile, recoveries
+from tests.faults.results import keep
 from tests.faults.running_stack import RunningStack
 from tests.faults.test_workers import extra_worker
 from tests.faults.verdict import view, violations
 
-RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
-
 pytestmark = [pytest.mark.kafka, pytest.mark.soak]
-
-
-def keep(name: str, result: dict[str, Any]) -> None:
-    """Writes a result, with the machine it was had on."""
-    machine = {
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "load_average": os.getloadavg(),
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps({"machine": machine, **result}, indent=1) + "\n")
 
 
 async def judged(stack: RunningStack, clients: Clients) -> dict[str, Any]:
     """Waits for the rest, then says what was broken and how all ended."""
     await clients.close()
     found = await view(stack.bootstrap)
-    wrong = violations(clients.history, found)
+    wrong = violations(clients, found)
     return {
         "requests": len(clients.history),
         "outcomes": dict(Counter(it.outcome for it in clients.history)),
         "errors": dict(Counter(it.error for it in clients.history if it.error)),
         "kinds": dict(Counter(it.kind for it in clients.history)),
-        "requests_on_the_log": len(found.requests),
+        "requests_on_the_log": len(found.requests()),
         "violations": wrong[:50],
     }
 

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,9 @@ import pytest
 
 from tests.faults.clients import Clients
 from tests.faults.conftest import Load
-from tests.faults.running_stack import RunningStack, clean_environ
+from tests.faults.results import keep_row
+from tests.faults.running_stack import RunningStack
+from tests.running_up import clean_environ
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(150)]
 
@@ -52,7 +55,7 @@ async def _until_one_ends(clients: Clients) -> None:
 
 async def test_a_zombie_wakes_up_and_is_not_heard(stack: RunningStack, load: Load) -> None:
     """Row 2: stopped past its session, it wakes up in the middle of its sentences."""
-    async with load(stack, 103, ok_share=1.0):
+    async with load(stack, 103, per_second=27.0, ok_share=1.0):
         await asyncio.sleep(2.0)
         stack.signal("worker-0", signal.SIGSTOP)
         await asyncio.sleep(SESSION_SECONDS + 2.0)
@@ -62,14 +65,29 @@ async def test_a_zombie_wakes_up_and_is_not_heard(stack: RunningStack, load: Loa
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 async def test_zombies_by_turns(stack: RunningStack, load: Load) -> None:
-    """Row 2, several times, each worker."""
-    async with load(stack, 104, requests=900, ok_share=1.0):
-        for number in range(6):
+    """Row 2, several times, each worker, and an API replica for as long."""
+    stopped = ["worker-0", "worker-1", "api-0"] * 3
+    async with load(stack, 104, requests=1200, ok_share=1.0) as clients:
+        for number, name in enumerate(stopped):
             await asyncio.sleep(1.0)
-            name = f"worker-{number % 2}"
-            stack.signal(name, signal.SIGSTOP)
-            await asyncio.sleep(SESSION_SECONDS + 1.0 + 0.5 * number)
-            stack.signal(name, signal.SIGCONT)
+            pid = stack.signal(name, signal.SIGSTOP)
+            await asyncio.sleep(SESSION_SECONDS + 1.0 + 0.3 * number)
+            os.kill(pid, signal.SIGCONT)
+    assert clients.read is not None
+    taken_over = sum(1 for it in clients.read.replies.answers.values() if len(it.starts) > 1)
+    assert taken_over > 0
+    keep_row(
+        "zombies (row 2)",
+        {
+            "session_seconds": SESSION_SECONDS,
+            "stopped": stopped,
+            "requests": len(clients.history),
+            "outcomes": dict(Counter(it.outcome for it in clients.history)),
+            "taken_over_mid_sentence": taken_over,
+            "events_said_behind_a_fence": clients.read.replies.hidden,
+            "violations": len(clients.wrong),
+        },
+    )
 
 
 @contextlib.contextmanager
@@ -131,14 +149,14 @@ async def test_answers_longer_than_sessions_outlast_a_rebalance(
 
 async def test_the_oldest_never_ends_and_holds_nobody_up(stack: RunningStack, load: Load) -> None:
     """Row 11: others complete out of order; at its deadline it expires, and all is committed."""
-    headers = {"Authorization": f"Bearer {stack.key}", "Inferlog-Timeout": "8"}
+    headers = {"Authorization": f"Bearer {stack.key}", "Inferlog-Timeout": "6"}
     body = {"model": "scripted", "prompt": "this never ends", "max_tokens": 4}
     async with httpx.AsyncClient(headers=headers, timeout=30.0, trust_env=False) as client:
         url = f"{stack.replicas[0]}/v1/completions"
         stalled = asyncio.create_task(client.post(url, json=body))
         await asyncio.sleep(0.3)
         async with load(stack, 107, requests=60, max_tokens=(4, 40), ok_share=1.0) as clients:
-            await asyncio.sleep(6.0)
+            await asyncio.sleep(4.5)
             assert sum(it.outcome == "ok" for it in clients.history) > 30
             assert not stalled.done()
         answer = await stalled

@@ -1,5 +1,6 @@
 """Default deny: no key, no answer; another tenant's ids do not exist."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from producer_api.app import make_app
 from producer_api.auth import ApiKeys, KeysUnusable, load_keys
 from producer_api.gate import OPEN_PATHS
 from runtime.metrics import Metrics
+from schemas.requests import RESPONSES, RequestInfo
 from tests.fake_pipeline import KEY, MODEL, OTHER_KEY, REQUEST_ID, FakePipeline, client
 
 
@@ -23,7 +25,7 @@ def _inner_app() -> FastAPI:
         DEFAULT_LIMITS,
         Metrics(),
     )
-    app: FastAPI = gate._app
+    app: FastAPI = gate._app._app  # behind the short way in
     return app
 
 
@@ -39,7 +41,10 @@ def _routes() -> Iterator[tuple[str, str]]:
 
 
 ROUTES = sorted(
-    {(m, p.replace("{request_id}", REQUEST_ID).replace("{name}", MODEL)) for m, p in _routes()}
+    {
+        (m, re.sub(r"{(request|response)_id}", REQUEST_ID, p).replace("{name}", MODEL))
+        for m, p in _routes()
+    }
 )
 
 
@@ -51,6 +56,10 @@ def test_the_enumeration_finds_the_routes_there_are() -> None:
         "/v1/models",
         "/v1/requests",
         f"/v1/requests/{REQUEST_ID}/stream",
+        f"/v1/requests/{REQUEST_ID}/ticket",
+        "/v1/responses",
+        f"/v1/responses/{REQUEST_ID}",
+        f"/v1/responses/{REQUEST_ID}/cancel",
         "/docs",
         "/openapi.json",
         "/health/live",
@@ -79,18 +88,32 @@ async def test_without_a_valid_key_every_route_answers_401(
     assert not pipeline.cancelled
 
 
-@pytest.mark.parametrize("prefix", ["", "chatcmpl-", "cmpl-"])
+@pytest.mark.parametrize("prefix", ["", "chatcmpl-", "cmpl-", "resp_"])
 @pytest.mark.parametrize(
-    ("method", "suffix"), [("GET", ""), ("GET", "/stream"), ("POST", "/cancel")]
+    ("method", "base", "suffix"),
+    [
+        ("GET", "requests", ""),
+        ("GET", "requests", "/stream"),
+        ("POST", "requests", "/cancel"),
+        ("POST", "requests", "/ticket"),
+        ("GET", "responses", ""),
+        ("GET", "responses", "?stream=true"),
+        ("POST", "responses", "/cancel"),
+        ("DELETE", "responses", ""),
+    ],
 )
-async def test_an_id_of_another_tenant_is_not_found(method: str, suffix: str, prefix: str) -> None:
-    pipeline = FakePipeline()
-    path = f"/v1/requests/{prefix}{REQUEST_ID}{suffix}"
+async def test_an_id_of_another_tenant_is_not_found(
+    method: str, base: str, suffix: str, prefix: str
+) -> None:
+    info = RequestInfo(endpoint=RESPONSES, model=MODEL, tier="standard", stream=True)
+    pipeline = FakePipeline(info=info)
+    path = f"/v1/{base}/{prefix}{REQUEST_ID}{suffix}"
     async with client(pipeline) as http:
         answer = await http.request(method, path, headers={"Authorization": f"Bearer {OTHER_KEY}"})
     assert answer.status_code == 404
     assert answer.json()["error"]["code"] == "not_found"
     assert pipeline.cancelled == []
+    assert pipeline.deleted == set()
 
 
 async def test_the_scheme_may_be_written_in_any_case() -> None:

@@ -681,7 +681,7 @@ ROWS: list[Row] = [
     Row(
         "no endpoint",
         400,
-        "'endpoint' must be /v1/chat/completions or /v1/completions.",
+        "'endpoint' must be /v1/chat/completions, /v1/completions or /v1/responses.",
         "endpoint",
         BACKGROUND,
         {"body": chat()},
@@ -689,7 +689,7 @@ ROWS: list[Row] = [
     Row(
         "an endpoint of others",
         400,
-        "'endpoint' must be /v1/chat/completions or /v1/completions.",
+        "'endpoint' must be /v1/chat/completions, /v1/completions or /v1/responses.",
         "endpoint",
         BACKGROUND,
         {"endpoint": "/v1/embeddings", "body": chat()},

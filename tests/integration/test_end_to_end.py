@@ -231,6 +231,26 @@ async def test_one_key_from_100_clients_over_two_replicas_runs_once(stack: Stack
     assert changed.status_code == 422
 
 
+async def test_work_handed_in_again_under_its_key_is_told_as_it_is_now(stack: Stack) -> None:
+    async def post(replica: int) -> httpx.Response:
+        return await stack.client.post(
+            stack.url(replica, "/v1/requests"),
+            json={"endpoint": "/v1/chat/completions", "body": chat("handed in", max_tokens=3)},
+            headers={"Idempotency-Key": "handed-in"},
+        )
+
+    first = await post(0)
+    assert (first.status_code, first.json()["status"]) == (202, "queued")
+    async with asyncio.timeout(10):
+        while (again := await post(1)).status_code == 409:
+            await asyncio.sleep(0.05)
+    assert (again.status_code, again.headers["Idempotent-Replayed"]) == (202, "true")
+    assert again.json()["id"] == first.json()["id"]
+    assert again.json()["status"] == "completed"
+    message = again.json()["response"]["choices"][0]["message"]
+    assert message["content"] == answer("handed in", 3)
+
+
 async def test_attach_joins_a_running_request(stack: Stack) -> None:
     body = chat("attach", max_tokens=200)
     headers = {"Idempotency-Key": "attach", "Prefer": "inferlog=attach"}

@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 from collections.abc import AsyncIterator
+from typing import Any, cast
 
 import pytest
 import pytest_asyncio
@@ -10,6 +11,7 @@ import pytest_asyncio
 from core.limits import DEFAULT_LIMITS
 from core.stream import Visible, is_terminal
 from producer_api.pipeline import Pipeline
+from producer_api.scan_member import Member
 from producer_api.streams import ReplyStream
 from producer_api.submission import Draft
 from runtime.metrics import Metrics
@@ -55,25 +57,27 @@ async def drained(stream: ReplyStream) -> str:
     return "".join(it.text for it in found if isinstance(it, Tokens))
 
 
-async def taken_by_hand(pipeline: Pipeline, tenant: str, count: int) -> list[asyncio.Task[None]]:
-    """Takes places of the tenant until the tasks are cancelled."""
+class Held:
+    """No reader begins for a tenant until it is let go, as if others had all its places."""
 
-    async def hold(ready: asyncio.Event) -> None:
-        async with pipeline._scans.place(tenant):
-            ready.set()
-            await asyncio.Event().wait()
+    def __init__(self, pipeline: Pipeline, tenant: str) -> None:
+        self._followers = cast("Any", pipeline._retrieval._followers)
+        self._tenant = tenant
+        self._choose = self._followers._group
+        self._followers._group = self._group
 
-    events = [asyncio.Event() for _ in range(count)]
-    tasks = [asyncio.create_task(hold(ready)) for ready in events]
-    for ready in events:
-        await ready.wait()
-    return tasks
+    def _group(self, waiting: list[Member]) -> list[Member]:
+        return [it for it in self._choose(waiting) if it.key[0] != self._tenant]
+
+    def let_go(self) -> None:
+        self._followers._group = self._choose
+        self._followers._begin_scans()
 
 
-async def let_go(tasks: list[asyncio.Task[None]]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+async def no_reader_is_left(pipeline: Pipeline) -> None:
+    async with asyncio.timeout(2):
+        while pipeline._retrieval._followers._tasks:
+            await asyncio.sleep(0.01)
 
 
 async def answered(pipeline: Pipeline, worker: HandWorker) -> tuple[str, ReplyStream]:
@@ -87,7 +91,7 @@ async def test_opening_a_stream_waits_for_a_place_and_leaves_none_taken(
 ) -> None:
     pipeline, worker = api
     request_id, first = await answered(pipeline, worker)
-    holding = await taken_by_hand(pipeline, "a", DEFAULT_LIMITS.scans_per_tenant)
+    holding = Held(pipeline, "a")
     opening = asyncio.create_task(pipeline.open("a", request_id))
     asking = asyncio.create_task(pipeline.status("a", request_id))
     await asyncio.sleep(0.3)
@@ -96,13 +100,13 @@ async def test_opening_a_stream_waits_for_a_place_and_leaves_none_taken(
     # another tenant is not kept waiting
     with pytest.raises(Exception, match="There is no request"):
         await pipeline.status("b", request_id)
-    await let_go(holding)
+    holding.let_go()
     stream = await asyncio.wait_for(opening, 5.0)
     assert (await asyncio.wait_for(asking, 5.0)).state == "completed"
     assert await drained(stream) == "".join(WORDS)
-    assert len(pipeline._scans) == 0
     for it in (stream, first):
         await it.close()
+    await no_reader_is_left(pipeline)
 
 
 async def test_a_stream_that_lost_its_mailbox_waits_for_a_place_and_reads_on(
@@ -112,13 +116,13 @@ async def test_a_stream_that_lost_its_mailbox_waits_for_a_place_and_reads_on(
     _, stream = await answered(pipeline, worker)
     await asyncio.sleep(0.2)  # the tail has filled its mailbox
     assert pipeline.metrics.mailbox_drops._value.get() == 1
-    holding = await taken_by_hand(pipeline, "a", DEFAULT_LIMITS.scans_per_tenant)
+    holding = Held(pipeline, "a")
     assert await stream.next(0.3) == []
     stream.abandon()  # whoever waits for a place still hears that its client left
     with pytest.raises(Exception, match="closed its connection"):
         await stream.next(1.0)
     stream._abandoned = False
-    await let_go(holding)
+    holding.let_go()
     assert await drained(stream) == "".join(WORDS)
     await stream.close()
 
@@ -129,7 +133,7 @@ async def test_a_client_that_takes_its_time_holds_no_place(
     pipeline, worker = api
     request_id, first = await answered(pipeline, worker)
     slow = [await pipeline.open("a", request_id) for _ in range(5)]
-    assert len(pipeline._scans) == 0
+    await no_reader_is_left(pipeline)
     assert (await asyncio.wait_for(pipeline.status("a", request_id), 2.0)).state == "completed"
     assert [await drained(stream) for stream in slow] == ["".join(WORDS)] * 5
     for it in (*slow, first):
@@ -146,9 +150,9 @@ async def test_a_stream_that_has_caught_up_needs_no_place(
     late = await pipeline.open("a", submission.request_id)
     while await late.next(0.2):
         pass
-    holding = await taken_by_hand(pipeline, "a", DEFAULT_LIMITS.scans_per_tenant)
+    holding = Held(pipeline, "a")
     await worker.say(worker.tokens(taken, 0, "now"), worker.finished(taken, 1))
     assert await drained(late) == "now"
-    await let_go(holding)
+    holding.let_go()
     for it in (late, submission.stream):
         await it.close()

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Generator
 from dataclasses import dataclass, field
 from typing import Any
 
+import pydantic
 import pytest
 import uvicorn
 from openai import APIError, APIStatusError, AsyncOpenAI, InternalServerError
@@ -20,7 +21,6 @@ from producer_api.auth import ApiKeys
 from producer_api.submission import Draft, IdempotencyKey, Submission
 from runtime.metrics import Metrics
 from schemas.replies import ErrorInfo, Failed
-from schemas.requests import RequestInfo
 from tests.fake_pipeline import KEY, MODEL, REQUEST_ID, FakePipeline, finished, tokens
 
 ANSWER: list[list[Visible]] = [
@@ -47,7 +47,7 @@ class Refusing(FakePipeline):
         self.asked += 1
         if self.refusals:
             raise self.refusals.pop(0)
-        self.info = RequestInfo(endpoint=draft.endpoint, model=draft.model, tier=draft.tier)
+        self.info = draft.request(REQUEST_ID, "default").info()
         return await super().submit(draft, idempotency=idempotency, traceparent=traceparent)
 
 
@@ -179,6 +179,61 @@ async def test_a_failure_after_the_first_token_is_an_error_of_the_stream() -> No
         with pytest.raises(APIError, match="The engine failed"):
             await anext(chunks)
     assert pieces == ["", "ab"]
+
+
+async def test_a_response_whole_and_streamed() -> None:
+    async with sdk(Refusing(batches=ANSWER)) as client:
+        whole = await client.responses.create(model=MODEL, input="hi")
+        async with client.responses.stream(model=MODEL, input="hi") as stream:
+            types = [event.type async for event in stream]
+            final = await stream.get_final_response()
+    assert (whole.output_text, whole.status) == ("abc", "completed")
+    assert final.output_text == "abc"
+    assert final.output[0].content[0].parsed is None
+    assert types[-1] == "response.completed"
+    assert whole.id == final.id == f"resp_{REQUEST_ID}"
+    assert whole.usage.total_tokens == 6
+
+
+async def test_an_answer_that_follows_a_schema_is_parsed() -> None:
+    class Word(pydantic.BaseModel):
+        word: str
+
+    answer: list[Visible] = [tokens(1, text='{"word": "yes"}', end=True), finished(1)]
+    async with sdk(pipeline := Refusing(batches=[answer])) as client:
+        response = await client.responses.parse(model=MODEL, input="hi", text_format=Word)
+    assert response.output_parsed == Word(word="yes")
+    wanted = pipeline.submitted[0].body.response_format
+    assert wanted is not None
+    assert wanted.schema == response.text.format.schema_
+
+
+async def test_a_response_that_fails_has_a_status_before_and_events_after_its_first_token() -> None:
+    async with sdk(Refusing(batches=[[_failed(0)]]), max_retries=0) as client:
+        with pytest.raises(InternalServerError) as raised:
+            await client.responses.create(model=MODEL, input="hi", stream=True)
+    assert raised.value.code == "engine_failed"
+    async with sdk(Refusing(batches=[[tokens(2, text="ab")], [_failed(2)]])) as client:
+        stream = await client.responses.create(model=MODEL, input="hi", stream=True)
+        events = [event async for event in stream]
+    assert [it.type for it in events[-2:]] == ["error", "response.failed"]
+    assert (events[-2].code, events[-2].message) == ("engine_failed", "The engine failed.")
+    assert events[-1].response.status == "failed"
+
+
+async def test_a_response_in_the_background_is_there_at_once_and_closing_cancels_nothing() -> None:
+    never: list[list[Visible]] = []
+    async with sdk(pipeline := Refusing(batches=never)) as client:
+        queued = await client.responses.create(model=MODEL, input="hi", background=True)
+        stream = await client.responses.create(
+            model=MODEL, input="hi", background=True, stream=True
+        )
+        async with asyncio.timeout(0.25):  # less than the first byte of a plain stream may take
+            created = await anext(aiter(stream))
+        await stream.close()
+        await asyncio.sleep(0.2)
+    assert (queued.status, created.type) == ("queued", "response.created")
+    assert pipeline.cancelled == []
 
 
 async def test_closing_a_stream_cancels_its_request() -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import hashlib
+import re
 import uuid
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from core.errors import Refusal
 from core.limits import DEFAULT_LIMITS, Limits
 from core.stream import Visible, is_terminal
 from producer_api.pipeline import Pipeline
+from producer_api.rendering import renderer_of
 from producer_api.streams import ReplyStream, ShuttingDown
 from producer_api.submission import Draft, IdempotencyKey
 from runtime.metrics import Metrics
@@ -211,20 +213,6 @@ async def test_another_replica_tells_status_and_answer_while_it_runs_and_after(
         await stream.close()
 
 
-@pytest.mark.parametrize("after", [0, 1, 3, 4, 5])
-async def test_a_stream_goes_on_after_any_position_without_loss_or_repetition(
-    place: Place, after: int
-) -> None:
-    home, other = await place.replica(), await place.replica()
-    submission = await home.submit(place.draft())
-    await submission.stream.close()
-    await place.worker.answer(await place.worker.take(), WORDS)
-    stream = await other.open(place.tenant, submission.request_id, after=after)
-    assert text_of(await drained(stream)) == "".join(WORDS[after:])
-    assert stream.position == 5
-    await stream.close()
-
-
 async def test_many_streams_of_one_request_get_the_same(place: Place) -> None:
     home, other = await place.replica(), await place.replica()
     submission = await home.submit(place.draft())
@@ -327,6 +315,110 @@ async def test_without_a_terminal_a_request_counts_as_expired_in_the_end(place: 
     assert isinstance(events[-1], Expired)
     assert (await api.status(place.tenant, submission.request_id)).state == "expired"
     await submission.stream.close()
+
+
+# --- resuming, keeping, deleting
+
+
+@pytest.mark.parametrize("after", range(6))
+async def test_a_stream_goes_on_after_any_position_without_loss_or_repetition(
+    place: Place, after: int
+) -> None:
+    home, other = await place.replica(), await place.replica()
+    submission = await home.submit(place.draft())
+    await submission.stream.close()
+    await place.worker.answer(await place.worker.take(), WORDS)
+    snapshot, stream = await other.resume(place.tenant, submission.request_id)
+    renderer = renderer_of(submission.request_id, snapshot.info, after)
+    data = renderer.render(await drained(stream))
+    said = "".join(re.findall(r'"content":"([^"]*)"', data.decode()))
+    assert said == "".join(WORDS[after:])
+    assert stream.position == renderer.position == 5
+    await stream.close()
+
+
+@pytest.mark.timeout(60)
+async def test_two_hundred_resume_at_once_on_a_few_readers(place: Place) -> None:
+    home, other = await place.replica(), await place.replica()
+    made = [await home.submit(place.draft()) for _ in range(200)]
+    taken = [await place.worker.take() for _ in made]
+    for it in taken:
+        await place.worker.say(place.worker.started(it), place.worker.tokens(it, 0, *WORDS[:2]))
+    for submission in made:
+        await submission.stream.close()
+    resumed = await asyncio.gather(*[other.resume(place.tenant, it.request_id) for it in made])
+    reading = [asyncio.create_task(drained(stream, 30.0)) for _, stream in resumed]
+    for it in taken:
+        await place.worker.say(place.worker.tokens(it, 2, *WORDS[2:]), place.worker.finished(it, 5))
+    for events in await asyncio.gather(*reading):
+        assert text_of(events) == "".join(WORDS)
+    for _, stream in resumed:
+        await stream.close()
+    began = other.metrics.shared_scans._value.get()
+    assert began <= 20, "readers opened for 200 streams"
+
+
+async def test_a_finished_answer_costs_no_second_scan_and_is_the_same(place: Place) -> None:
+    home, other = await place.replica(), await place.replica()
+    submission = await home.submit(place.draft())
+    await place.worker.answer(await place.worker.take(), WORDS)
+    seen = await drained(submission.stream)
+    await submission.stream.close()
+    scanned = (await other.status(place.tenant, submission.request_id)).visible
+    for api, scans in ((home, 0), (other, 1)):
+        for _ in range(3):
+            snapshot = await api.status(place.tenant, submission.request_id)
+            assert snapshot.visible == seen == scanned
+        stream = await api.open(place.tenant, submission.request_id)
+        assert await drained(stream) == seen
+        await stream.close()
+        assert api.metrics.shared_scans._value.get() == scans
+    await refused(home.status("another-tenant", submission.request_id), "not_found")
+
+
+async def test_what_was_deleted_is_gone_on_every_replica_also_on_a_later_one(
+    place: Place,
+) -> None:
+    replicas = [await place.replica(), await place.replica()]
+    submission = await replicas[0].submit(place.draft(), idempotency=key("k"))
+    await place.worker.answer(await place.worker.take(), WORDS)
+    await drained(submission.stream)
+    await submission.stream.close()
+    for api in replicas:  # in memory on both
+        await api.status(place.tenant, submission.request_id)
+    await replicas[1].delete(place.tenant, submission.request_id)
+    replicas.append(await place.replica())
+    for api in replicas:
+        for call in (api.status, api.open, api.resume):
+            await refused(call(place.tenant, submission.request_id), "not_found")
+        # the key is not free: nothing may run again under the same id
+        await refused(api.submit(place.draft(), idempotency=key("k")), "result_expired")
+    assert await place.worker.take_all() == []
+    assert place.tenant not in {it[0] for api in replicas for it in api._retrieval._cache._finished}
+
+
+async def test_deletions_are_bounded(place: Place) -> None:
+    api = await place.replica(deleted_ids=1)
+    submission = await api.submit(place.draft())
+    await submission.stream.close()
+    if not api._retrieval._control.is_full_of_deletions:
+        await api.delete(place.tenant, submission.request_id)
+    await refused(api.delete(place.tenant, submission.request_id), "overloaded")
+
+
+async def test_a_ticket_is_used_once_whoever_asks_first(place: Place) -> None:
+    replicas = [await place.replica(), await place.replica()]
+    submission = await replicas[0].submit(place.draft())
+    await submission.stream.close()
+    for number in range(5):
+        ticket = f"{place.tenant}-{number}"
+        uses = [
+            replicas[turn % 2].redeem(place.tenant, submission.request_id, ticket)
+            for turn in range(6)
+        ]
+        assert sorted(await asyncio.gather(*uses)) == [*[False] * 5, True]
+        later = await place.replica()
+        assert not await later.redeem(place.tenant, submission.request_id, ticket)
 
 
 # --- idempotency

@@ -48,9 +48,21 @@ class Place:
                 await asyncio.sleep(0.02)
 
 
-@pytest_asyncio.fixture
-async def place() -> AsyncIterator[Place]:
-    log = MemoryLog()
+class FrozenLog(MemoryLog):
+    """While it is away nobody is refused: questions wait for an answer, as sockets that stay open do."""
+
+    async def _asked(self) -> None:
+        await self.running.wait()
+
+
+@pytest_asyncio.fixture(params=[MemoryLog])
+async def place(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Place]:
+    monkeypatch.setattr("producer_api.reply_router.BEHIND_SECONDS", 0.05)
+    monkeypatch.setattr("producer_api.reply_router.SILENT_SECONDS", 0.5)
+    monkeypatch.setattr("producer_api.publisher.TROUBLE_SECONDS", 1.0)
+    log: MemoryLog = request.param()
     await log.create(catalogue(POOL, TopicSettings()))
     worker = await HandWorker(log, POOL, "model").start()
     api = Pipeline(log, LIMITS, Metrics())
@@ -153,11 +165,63 @@ async def test_while_the_broker_is_away_every_answer_comes_in_time(place: Place)
     with pytest.raises(Refusal):
         await asyncio.wait_for(place.api.status("one", some_id), 3.0)
     place.log.start()
-    async with asyncio.timeout(5):
-        while place.api.not_ready() is not None:
-            await asyncio.sleep(0.02)
     submission = await place.api.submit(place.draft())
     await submission.stream.close()
+
+
+both = pytest.mark.parametrize("place", [MemoryLog, FrozenLog], indirect=True)
+
+
+@both
+async def test_a_replica_is_ready_only_while_its_home_partitions_answer(place: Place) -> None:
+    await asyncio.sleep(0.7)
+    assert place.api.not_ready() is None
+    place.log.stop()
+    async with asyncio.timeout(3):
+        while place.api.not_ready() is None:
+            await asyncio.sleep(0.02)
+    assert place.api.not_ready() == "the home partitions are not being read"
+    place.log.start()
+    async with asyncio.timeout(3):
+        while place.api.not_ready() is not None:
+            await asyncio.sleep(0.02)
+
+
+async def test_a_replica_that_cannot_publish_is_not_ready_for_a_while(place: Place) -> None:
+    place.log.inject("refused", topic=TOPIC)
+    await refused(place.api.submit(place.draft()), "unavailable")
+    assert place.api.not_ready() == "the log takes no requests"
+    submission = await place.api.submit(place.draft())
+    assert place.api.not_ready() is None, "it took one"
+    await submission.stream.close()
+    place.log.inject("refused", topic=TOPIC)
+    await refused(place.api.submit(place.draft()), "unavailable")
+    await asyncio.sleep(1.1)
+    assert place.api.not_ready() is None, "somebody has to find out"
+    huge = place.draft("x" * (3 * 1024 * 1024))
+    await refused(place.api.submit(huge), "request_too_large")
+    assert place.api.not_ready() is None, "one client's mistake is no trouble of the log's"
+
+
+@both
+async def test_who_waits_for_a_log_that_is_away_waits_once_whatever_is_to_be_done(
+    place: Place,
+) -> None:
+    place.log.stop()
+    loop = asyncio.get_running_loop()
+    began_s = loop.time()
+
+    async def seconds(idempotency: IdempotencyKey | None) -> float:
+        with pytest.raises(Refusal) as caught:
+            await place.api.submit(place.draft(), idempotency=idempotency)
+        assert caught.value.kind.status == 503
+        assert caught.value.retry_after_seconds is not None
+        return loop.time() - began_s
+
+    # twenty under one key take turns to claim it
+    wanted: list[IdempotencyKey | None] = [None, *[IdempotencyKey("k", "f")] * 20]
+    took = await asyncio.gather(*map(seconds, wanted))
+    assert max(took) < LIMITS.publish_seconds + 0.4, took
 
 
 async def test_a_stream_survives_a_broker_that_was_away(place: Place) -> None:

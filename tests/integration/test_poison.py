@@ -16,7 +16,8 @@ from topics.catalogue import DEAD_LETTERS, request_topic
 from topics.kafka import KafkaLog
 from topics.ports import Partition
 
-pytestmark = [pytest.mark.kafka, pytest.mark.timeout(240)]
+# every day `tests/faults/test_poison.py` shows the same beside a load
+pytestmark = [pytest.mark.kafka, pytest.mark.slow, pytest.mark.timeout(240)]
 
 KILLS = "POISON-KILLS-THE-PROCESS"
 CRASHES = "POISON-CRASHES-THE-ENGINE"
@@ -29,7 +30,7 @@ async def up(
 ) -> AsyncIterator[RunningUp]:
     options = (
         "tokens_per_second=20",
-        "ttft_ms=200",
+        "ttft_ms=100",
         f"fail=kill_on:{KILLS}",
         f"fail=die_on:{CRASHES}",
     )

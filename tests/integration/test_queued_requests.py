@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import httpx
@@ -31,7 +31,7 @@ POOL = "queued"
 MODEL = "queued-model"
 KEY = "a-key-for-tests"
 CONTEXT_TOKENS = 64
-FIRST_BYTE_SECONDS = DEFAULT_LIMITS.first_byte_seconds
+FIRST_BYTE_SECONDS = 2.0
 
 
 @dataclass
@@ -109,7 +109,8 @@ async def stack(
     keys.write_text(f"one:{KEY}\n")
     keys.chmod(0o600)
     port = any_free("127.0.0.1", 1)
-    api = ApiService(ApiSettings(cluster=cluster, port=port, api_keys_file=keys, pool=POOL))
+    limits = replace(DEFAULT_LIMITS, first_byte_seconds=FIRST_BYTE_SECONDS)
+    api = ApiService(ApiSettings(cluster=cluster, port=port, api_keys_file=keys, limits=limits))
     await api.start()
     while not worker.owns_all():
         await asyncio.sleep(0.05)

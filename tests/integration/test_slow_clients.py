@@ -14,6 +14,7 @@ import pytest
 import uvicorn
 
 from core.limits import DEFAULT_LIMITS, Limits
+from core.stream import Visible
 from producer_api.app import make_app
 from producer_api.auth import ApiKeys
 from producer_api.bounded_http import LINGER_SECONDS, MARGIN_BYTES, PIECE_BYTES, bounded_http
@@ -284,3 +285,113 @@ async def test_a_head_in_two_pieces_is_one(held: int) -> None:
     async with serving() as at:
         answer = await exchange(at.port, head[:30], head[30:] + b"\r\n", pause_seconds=0.1)
     assert answer.startswith(b"HTTP/1.1 200 ")
+
+
+CHUNKED = (
+    f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n"
+    "Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+).encode()
+BODY = b'{"model": "%s", "prompt": "Hello"}' % MODEL.encode()
+IN_ONE_CHUNK = b"%x\r\n%s\r\n" % (len(BODY), BODY)
+
+
+@pytest.mark.parametrize("key", [KEY, "key-of-nobody"])
+async def test_a_trailer_without_end_is_cut_off_before_it_has_filled_memory(key: str) -> None:
+    """The parser keeps all of it, and copies it for each piece: one client would stop a replica."""
+    head = CHUNKED.replace(KEY.encode(), key.encode()) + b"0\r\nX-Long: "
+    async with serving() as at:
+        await exchange(at.port, LIVE.replace(b"Host: x", b"Connection: close"))
+        tracemalloc.start()
+        try:
+            with contextlib.suppress(ConnectionResetError):
+                await exchange(at.port, head, *[b"x" * 65536] * 64)
+            _, peak_bytes = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert peak_bytes < 2_000_000
+
+
+async def test_a_trailer_is_no_header() -> None:
+    """Else it could bring the key, or whatever a proxy in front had taken out of the head."""
+    keyless = CHUNKED.replace(f"Authorization: Bearer {KEY}\r\n".encode(), b"")
+    trailer = b"0\r\nAuthorization: Bearer %s\r\n\r\n" % KEY.encode()
+    async with serving() as at:
+        answer = await exchange(at.port, keyless + IN_ONE_CHUNK + trailer)
+    assert answer.startswith(b"HTTP/1.1 401")
+
+
+@pytest.mark.parametrize("pieces", [1, 2, 3])
+@pytest.mark.parametrize("framing", ["content-length", "chunked"])
+async def test_a_client_that_offers_http_2_is_answered_in_http_1(pieces: int, framing: str) -> None:
+    """As Java's and curl's do, with the body in the same breath or behind it."""
+    offer = "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n"
+    head = CHUNKED.replace(b"Host: x\r\n", b"Host: x\r\n" + offer.encode())
+    body = IN_ONE_CHUNK + b"0\r\n\r\n"
+    if framing == "content-length":
+        length = b"Content-Length: %d" % len(BODY)
+        head, body = head.replace(b"Transfer-Encoding: chunked", length), BODY
+    cut = {1: [head + body], 2: [head, body], 3: [head[:50], head[50:] + body[:9], body[9:]]}
+    answering = FakePipeline([[tokens(1, text="Hi", end=True), finished(1)]])
+    async with serving(answering) as at:
+        answer = await exchange(at.port, *cut[pieces], pause_seconds=0.1)
+    assert answer.count(b"HTTP/1.1 ") == 1
+    assert answer.startswith(b"HTTP/1.1 200")
+
+
+async def test_the_body_of_an_upgrade_is_not_the_next_request() -> None:
+    """A proxy that hands both on would give its answer to somebody else."""
+    hidden = (
+        b"GET /v1/models HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\n\r\n" % KEY.encode()
+    )
+    head = CHUNKED.replace(b"Transfer-Encoding: chunked", b"Content-Length: %d" % len(hidden))
+    head = head.replace(b"Host: x\r\n", b"Host: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n")
+    async with serving() as at:
+        answer = await exchange(at.port, head, hidden, pause_seconds=0.1)
+    assert answer.count(b"HTTP/1.1 ") == 1
+    assert answer.startswith(b"HTTP/1.1 400")
+
+
+def much(pieces: int) -> FakePipeline:
+    """An answer of 8 MiB, more than any kernel takes for a client."""
+    events: list[list[Visible]] = [
+        [tokens(1, text="x" * (8 * MIB // pieces), seq=seq)] for seq in range(pieces)
+    ]
+    return FakePipeline([*events, [tokens(0, seq=pieces, end=True), finished(pieces)]])
+
+
+MIB = 1024 * 1024
+
+
+@contextlib.contextmanager
+def asked(port: int, *, stream: bool) -> Iterator[socket.socket]:
+    """A client with a small window that has sent a request and has read nothing yet."""
+    body = b'{"model": "scripted", "prompt": "x", "stream": %s}' % (b"true" if stream else b"false")
+    head = CHUNKED.replace(b"Transfer-Encoding: chunked", b"Content-Length: %d" % len(body))
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(("127.0.0.1", port))
+        client.sendall(head + body)
+        yield client
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_client_that_takes_nothing_is_let_go(stream: bool) -> None:
+    """Streams beyond number could be held open so, long past every deadline, and what is sent to them."""
+    async with serving(much(64), dataclasses.replace(LIMITS, stalled_seconds=0.5)) as at:
+        with asked(at.port, stream=stream):
+            async with asyncio.timeout(8):
+                while not at.metrics.registry.get_sample_value(
+                    "inferlog_connections_stalled_total"
+                ):
+                    await asyncio.sleep(0.05)
+                while at.metrics.registry.get_sample_value("inferlog_open_requests"):
+                    await asyncio.sleep(0.05)
+
+
+async def test_a_client_that_takes_little_is_waited_for() -> None:
+    async with serving(much(64), dataclasses.replace(LIMITS, stalled_seconds=0.5)) as at:
+        with asked(at.port, stream=True) as client:
+            for _ in range(30):
+                await asyncio.sleep(0.1)
+                assert await asyncio.to_thread(client.recv, 2048)
+        assert not at.metrics.registry.get_sample_value("inferlog_connections_stalled_total")

@@ -12,7 +12,7 @@ from tests.memory_stack import MemoryStack, scripted_answer, text_of
 from topics.fence_tail import FENCES, FenceTail
 from topics.memory import MemoryLog
 
-LIMITS = DEFAULT_LIMITS.__class__(reply_retention_seconds=2.0)
+LIMITS = DEFAULT_LIMITS.__class__(reply_retention_seconds=2.0, total_seconds=1.0)
 
 
 @pytest_asyncio.fixture

@@ -13,6 +13,7 @@ import pytest_asyncio
 from consumers.inference import suspects, worker
 from consumers.inference.engine.replaced import ReplacedEngine
 from consumers.inference.intake import read_request
+from consumers.inference.ownership import Ownership
 from consumers.inference.service import InferenceService
 from consumers.inference.settings import WorkerSettings
 from core.limits import Limits
@@ -367,3 +368,43 @@ async def test_poison_that_kills_engines_is_parked_by_the_worker_that_outlives_t
     assert events[-1].error.code == "poison"
     (letter,) = history.letters()
     assert (letter.reason, len(letter.starts)) == ("poison", 3)
+
+
+GARBAGE = (b"hello", None, b"[]", b"{}", b'{"record":7}', b"\xff\xfe")
+
+
+async def test_what_is_no_reply_does_not_keep_a_partition_from_being_taken_over(
+    history: History,
+) -> None:
+    """A console producer's line, or a tombstone: it would for as long as `replies` keeps it."""
+    await history.publish()
+    await history.die(1, tokens=2)
+    for value in GARBAGE:
+        await history.append(REPLIES, value)  # type: ignore[arg-type]  # as any producer can
+    async with history.served():
+        at = await history.moved_on()
+    assert at.offset == history.offset + 1
+
+
+async def test_what_a_newer_worker_may_have_said_does(history: History) -> None:
+    await history.publish()
+    await history.die(1)
+    await history.append(REPLIES, b'{"record":"events","v":2}')
+    async with history.served() as service:
+        await asyncio.sleep(1.0)
+        assert not service.owns_all()
+        assert not service.failed.done()
+
+
+async def test_a_take_over_that_ends_by_a_fault_of_ours_ends_the_worker(
+    history: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unseen, the worker would live on, healthy, and own nothing."""
+
+    async def acquire(*_: object) -> None:
+        raise IndexError("a fault of ours")
+
+    monkeypatch.setattr(Ownership, "acquire", acquire)
+    async with history.served() as service:
+        with pytest.raises(IndexError):
+            await asyncio.wait_for(asyncio.shield(service.failed), 5)

@@ -1,27 +1,29 @@
 """Partitions that change hands, grow, or lose their fences' records, on a real broker of our own."""
 
 import asyncio
+import time
 import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from aiokafka import TopicPartition
+from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 
 from consumers.inference.service import InferenceService
+from core.errors import Refusal
 from core.limits import DEFAULT_LIMITS
 from core.stream import Visible, is_terminal
 from producer_api import growth
-from schemas.codec import decode_fence, decode_reply
+from schemas.codec import decode_fence, decode_reply, encode
 from schemas.fences import Acquired, Fenced, FenceRecord, Still
-from schemas.ids import parse_request_id
+from schemas.ids import make_request_id, parse_request_id
 from schemas.replies import Events, Started
 from tests.memory_stack import MemoryStack, scripted_answer, text_of
 from topics import fence_tail
 from topics.broker import LocalCluster
-from topics.catalogue import FENCES, REPLIES
+from topics.catalogue import FENCES, REPLIES, request_topic
 from topics.fence_tail import FencesLost, FenceTail
 from topics.kafka import KafkaLog
 from topics.ports import Partition, Record
@@ -170,7 +172,7 @@ async def test_replies_and_request_topics_grow_under_load(place: Place) -> None:
 
 
 async def test_a_repeat_stands_in_once_the_broker_has_dropped_a_and_b(bootstrap: str) -> None:
-    limits = DEFAULT_LIMITS.__class__(reply_retention_seconds=4.0)
+    limits = DEFAULT_LIMITS.__class__(reply_retention_seconds=4.0, total_seconds=2.0)
     place = Place(bootstrap, limits=limits)
     await place.start()
     try:
@@ -205,6 +207,33 @@ async def test_a_repeat_stands_in_once_the_broker_has_dropped_a_and_b(bootstrap:
         assert not two.failed.done()
     finally:
         await place.stop()
+
+
+async def test_the_marks_that_transactions_leave_hold_nobody_up(place: Place) -> None:
+    """They have offsets and are no records; a topic producer with transactions leaves one per commit."""
+    topic, replies = request_topic(place.pool, "standard"), await place.log.partition_count(REPLIES)
+    one = await place.join("one")
+    await place.open_api()
+    elsewhere = Acquired(qs=(f"elsewhere.{place.pool}/0",), incarnation="x", ends=())
+    async with (
+        AIOKafkaProducer(bootstrap_servers=place.bootstrap, transactional_id=place.pool) as plain,
+        plain.transaction(),
+    ):
+        for index in range(4):
+            await plain.send_and_wait(topic, b"{}", partition=index)
+        for index in range(replies):
+            events = encode(Events(events=()))
+            await plain.send_and_wait(REPLIES, events, partition=index)
+        await plain.send_and_wait(FENCES, encode(elsewhere), partition=0)
+    began_s = asyncio.get_running_loop().time()
+    with pytest.raises(Refusal, match="There is no request"):
+        await place.api.status("one", make_request_id(int(time.time() * 1000), 0, 7))
+    assert asyncio.get_running_loop().time() - began_s < 10
+    await one.stop()
+    two = await place.join("two")  # within its own limit
+    request_id = await place.ask("behind the marks", 3)
+    assert text_of(await place.read(request_id)) == scripted_answer("behind the marks", 3)
+    assert not two.failed.done()
 
 
 @pytest.mark.parametrize("records", [0, 400])

@@ -16,6 +16,7 @@ import pytest
 from inferlog.data_dir import first_key
 from inferlog.local_ports import any_free
 from tests.memory_stack import scripted_answer
+from tests.running_up import clean_environ
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(120)]
 
@@ -32,17 +33,17 @@ class Up:
         port = any_free("127.0.0.1", 2)
         metrics_port = any_free("127.0.0.1", workers + 1)
         words = [
-            *("up", "--engine", "scripted", "--engine-option", "tokens_per_second=30"),
+            *("up", "--engine", "scripted", "--engine-option", "tokens_per_second=50"),
             *("--workers", str(workers), "--session-timeout-seconds", str(SESSION_SECONDS)),
             *("--data-dir", str(folder), "--port", str(port)),
             *("--metrics-port", str(metrics_port), "--drain-seconds", "0"),
         ]
-        kept = {k: v for k, v in os.environ.items() if not k.startswith("INFERLOG_")}
-        if cache := os.environ.get("INFERLOG_CACHE_DIR"):
-            kept["INFERLOG_CACHE_DIR"] = cache
         with (folder / "up.txt").open("wb") as out:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "inferlog", *words], stdout=out, stderr=out, env=kept
+                [sys.executable, "-m", "inferlog", *words],
+                stdout=out,
+                stderr=out,
+                env=clean_environ(),
             )
 
     def said(self) -> str:
@@ -52,10 +53,11 @@ class Up:
         found: dict[str, object] = json.loads((self.folder / "up.json").read_text())
         return found
 
-    def pid(self, name: str) -> int:
+    def pid(self, name: str) -> int | None:
+        """None between a death and the next start."""
         pids = self.state()["pids"]
         assert isinstance(pids, dict)
-        return int(pids[name])
+        return pids.get(name)
 
     def wait_for(self, text: str, seconds: float) -> None:
         deadline_s = time.monotonic() + seconds
@@ -111,13 +113,17 @@ async def test_a_killed_worker_is_replaced_long_before_its_session_ends(up: Up) 
         for name in ("worker-0", "worker-1"):
             if name not in str(up.state()["pids"]):
                 continue
-            await asyncio.sleep(2.5)
+            await asyncio.sleep(1.5)
             first = up.pid(name)
+            assert first is not None
             os.kill(first, signal.SIGKILL)
             async with asyncio.timeout(10):
                 while up.said().count("left 4 memberships") < int(name[-1]) + 1:
                     await asyncio.sleep(0.05)
-                while up.pid(name) == first:  # what other commands are told is kept up to date
+                while up.pid(name) in {
+                    None,
+                    first,
+                }:  # what other commands are told is kept up to date
                     await asyncio.sleep(0.05)
         answers = [await it for it in streams]
     for prompt, (text, longest_s) in zip(prompts, answers, strict=True):

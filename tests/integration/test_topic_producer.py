@@ -81,10 +81,15 @@ def scripted_answer(prompt: str, tokens: int) -> str:
 
 
 async def append(
-    bootstrap: str, values: list[tuple[bytes, list[tuple[str, bytes]]]]
+    bootstrap: str, values: list[tuple[bytes, list[tuple[str, Any]]]]
 ) -> list[tuple[int, int]]:
     """Partition and offset of each value with its headers, appended by a plain client."""
-    producer = AIOKafkaProducer(bootstrap_servers=bootstrap, acks="all", enable_idempotence=True)
+    producer = AIOKafkaProducer(
+        bootstrap_servers=bootstrap,
+        acks="all",
+        enable_idempotence=True,
+        max_request_size=3_000_000,
+    )
     async with producer:
         sent = [
             await producer.send_and_wait(TOPIC, value, key=KEY, headers=headers)
@@ -203,3 +208,24 @@ async def test_bad_records_are_parked_with_their_reason_and_the_partition_moves_
     assert failed.error.code == "undecodable"
     failed = await failure_of(bootstrap, bad_body, 2)
     assert (failed.error.code, failed.error.param) == ("invalid_request", "temperature")
+
+
+async def test_headers_without_a_value_and_giant_ones_are_parked_too(bootstrap: str) -> None:
+    """A worker must not die of either, nor set aside a letter that nobody can read."""
+    long = "x" * 2_000_000
+    too_long = a_request(an_id(1)).replace(b'"default"', b'"%s"' % long.encode(), 1)
+    places = await append(
+        bootstrap,
+        [
+            (b"{torn", [("inferlog-request-id", None), ("inferlog-tenant", None)]),
+            (b"{torn", [("a-header", long.encode()), ("another", b"")]),
+            (too_long, []),
+        ],
+    )
+    code, _, err = await run_example(bootstrap, "--model", "scripted", "behind the odd ones")
+    assert code == 0, err
+    nameless, giant, whose = await dead_letters_of(bootstrap, places)
+    assert nameless.headers == (("inferlog-request-id", b""), ("inferlog-tenant", b""))
+    assert giant.headers == ()
+    assert giant.detail.endswith("(without its 2 headers)")
+    assert (whose.reason, whose.tenant) == ("invalid_request", None)

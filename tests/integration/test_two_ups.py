@@ -1,7 +1,6 @@
 """Two `inferlog up` of one user, started at the same moment on one machine."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -13,6 +12,7 @@ import pytest
 
 from inferlog.held_ports import CAN_HOLD
 from inferlog.local_ports import any_free
+from tests.running_up import clean_environ
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(180)]
 
@@ -23,9 +23,6 @@ class Up:
     def __init__(self, folder: Path, port: int, metrics_port: int) -> None:
         self.folder = folder
         self.output = folder / "up.txt"
-        environ = {k: v for k, v in os.environ.items() if not k.startswith("INFERLOG_")}
-        if cache := os.environ.get("INFERLOG_CACHE_DIR"):
-            environ["INFERLOG_CACHE_DIR"] = cache
         with self.output.open("wb") as out:
             self.process = subprocess.Popen(
                 [
@@ -35,7 +32,7 @@ class Up:
                 ],
                 stdout=out,
                 stderr=out,
-                env=environ,
+                env=clean_environ(),
             )
 
     def said(self) -> str:
@@ -89,5 +86,7 @@ def test_each_gets_ports_of_its_own_or_says_which_is_taken(ups: list[Up]) -> Non
     assert not any("starting it again" in it.said() for it in ups)
     assert up[0].metrics().isdisjoint(up[1].metrics())
     for it in up:
-        it.end()
+        it.process.send_signal(signal.SIGTERM)
+    for it in up:
+        it.process.wait(60)
         assert it.process.returncode == 0, it.said()

@@ -93,8 +93,14 @@ def test_without_max_tokens_an_answer_takes_what_the_context_leaves(tokenizer: A
 
     run = Run(1, "id", "m", COMPLETIONS, body(max_tokens=None))
     prompt_tokens = len(tokenizer(PROMPT)["input_ids"])
-    assert Preparer(tokenizer, "m", 8192, [END_TOKEN]).prepare(run).max_tokens == 1024
-    assert Preparer(tokenizer, "m", 100, [END_TOKEN]).prepare(run).max_tokens == 100 - prompt_tokens
+
+    def given(context_tokens: int, default: int) -> int:
+        preparer = Preparer(tokenizer, "m", context_tokens, default, [END_TOKEN])
+        return preparer.prepare(run).max_tokens
+
+    assert given(8192, 1024) == 1024
+    assert given(8192, 77) == 77
+    assert given(100, 1024) == 100 - prompt_tokens
 
 
 def test_the_dtype_follows_the_flags_of_the_cpu(tmp_path: Path) -> None:
@@ -154,6 +160,15 @@ async def test_a_seed_repeats_and_each_choice_has_its_own(vllm_recorder: EngineR
     assert first.ids(0) != first.ids(1)
 
 
+# half a minute of its compiler's time
+SLOW_SCHEMA: dict[str, Any] = {
+    "type": "array",
+    "items": {"type": "string", "pattern": "([a-z]{1,60}-){1,60}"},
+    "minItems": 500,
+    "maxItems": 5000,
+}
+
+
 async def test_a_schema_is_followed(vllm_recorder: EngineRecorder) -> None:
     schema = {"enum": ["red", "blue"]}
     answer = await vllm_recorder.run(
@@ -177,6 +192,7 @@ async def test_any_json_object_is_one(vllm_recorder: EngineRecorder) -> None:
         {"logit_bias": {"word": 1.0}},
         {"logprobs": 10_000},
         {"response_format": ResponseFormat(type="json_schema", schema={"type": "no such type"})},
+        {"response_format": ResponseFormat(type="json_schema", schema=SLOW_SCHEMA)},
     ],
 )
 async def test_what_vllm_refuses_is_an_invalid_request(

@@ -177,7 +177,7 @@ async def test_a_grammar_that_takes_too_long_is_not_continued(
     released = threading.Event()
     follow = seams._follow
     monkeypatch.setattr(seams, "_follow", lambda wanted: released.wait(10) and follow(wanted))
-    monkeypatch.setattr("consumers.inference.engine.vllm_seams.COMPILE_SECONDS_MAX", 0.1)
+    monkeypatch.setattr(seams, "_compile_seconds", 0.1)
     answer = await vllm_recorder.run(asked, (logged(whole, 0, 2),))
     released.set()
     assert code_of(answer) == "interrupted"

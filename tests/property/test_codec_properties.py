@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from schemas import codec
 from schemas.fences import Acquired, Fenced, Still
 from schemas.operations import Claim, Control, DeadLetter, LetterMark, Usage, WorkerState
-from schemas.replies import Accepted, Events, Fence
+from schemas.replies import Accepted, Choice, Events, Fence
 from schemas.requests import Request
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=12)
@@ -31,6 +31,7 @@ PLAIN: dict[Any, st.SearchStrategy[Any]] = {
     bytes: st.binary(max_size=12),
     type(None): st.none(),
     Any: JSON,
+    Choice: st.integers(0, (1 << 16) - 1),
 }
 RECORDS: dict[Any, Callable[[bytes | None], Any]] = {
     Request: codec.decode_request,
@@ -65,7 +66,7 @@ def values_of(hint: Any) -> st.SearchStrategy[Any]:
         return st.lists(values_of(arguments[0]), max_size=3).map(tuple)
     if origin is tuple:
         return st.tuples(*map(values_of, arguments))
-    hints = typing.get_type_hints(hint)
+    hints = typing.get_type_hints(hint, include_extras=True)
     return st.builds(
         hint, **{field.name: values_of(hints[field.name]) for field in msgspec.structs.fields(hint)}
     )
@@ -115,3 +116,29 @@ def test_no_value_too_much_and_too_deep_are_undecodable() -> None:
     for data in (None, b" " * (codec.RECORD_BYTES_MAX + 1), b"[" * 100_000, b'{"body":' * 100_000):
         with pytest.raises(codec.UndecodableRecord):
             codec.decode_request(data)
+
+
+def test_a_choice_that_readers_cannot_count_is_undecodable() -> None:
+    """They keep a count for each up to it: one below nothing, or a billion, would end them all."""
+    event = (
+        b'{"record":"events","events":[{"kind":"tokens","id":"i","tenant":"t","q":"q/0","offset":0,'
+        b'"epoch":0,"seq":0,"token_ids":[1],"text":"","choice":%d}]}'
+    )
+    assert codec.decode_reply(event % 7)
+    for choice in (-1, 1 << 16, 10**9):
+        with pytest.raises(codec.UndecodableRecord):
+            codec.decode_reply(event % choice)
+
+
+@given(st.binary(max_size=60) | JSON.map(msgspec.json.encode) | st.none())
+def test_garbage_is_foreign_to_replies(data: bytes | None) -> None:
+    assert codec.is_foreign(data)
+
+
+def test_what_a_newer_writer_may_have_said_is_not_foreign() -> None:
+    for data in (
+        b'{"record":"new"}',
+        b'{"record":"events","v":2}',
+        b'{"more":[],"record":"fence"}',
+    ):
+        assert not codec.is_foreign(data)

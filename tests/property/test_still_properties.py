@@ -54,10 +54,17 @@ class World:
                 self.append(still)
                 self.said_at[epoch] = len(self.ends)
 
-    def read(self, since: int) -> FenceLog:
+    def read(self, since: int, unfinished_since: int = 0) -> FenceLog:
+        """What a reader knows who finds no older records, and no older A that never had its B.
+
+        The owner of such an A is gone, and where its fence may lie is asked of nobody after three
+        retentions: only a process that slept as long could still write it.
+        """
+        finished = {it.epoch for _, it in self.fences if isinstance(it, Fenced)}
         log = FenceLog()
         for offset, (time, record) in enumerate(self.fences):
-            if time >= since:
+            unfinished = isinstance(record, Acquired) and offset not in finished
+            if time >= (max(since, unfinished_since) if unfinished else since):
                 log.feed(offset, time, record)
         return log
 
@@ -89,7 +96,8 @@ def test_a_reader_after_retention_has_the_floors_of_one_that_saw_it_all(
         world.grow(growth)
         world.repeat(late)
     now = len(world.ends)
-    full, cut = world.read(0), world.read(now - 3 * RETENTION)
+    kept_since = now - 3 * RETENTION
+    full, cut = world.read(0, unfinished_since=kept_since), world.read(kept_since)
     for q in QS:
         assert cut.highest(q) >= world.epochs[q]
     for partition in range(PARTITIONS):

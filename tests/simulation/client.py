@@ -14,7 +14,8 @@ from hashlib import sha256
 from producer_api.submission import Draft, IdempotencyKey
 from tests.checker.history import Action, Attempt, History, Seen
 from tests.simulation.loop import Process, SimLoop
-from tests.simulation.replica import Call, Chunk, Connection, End, Head, Lost, Refused, Replica
+from tests.simulation.replica import Call, Connection, Head, Lost, Refused, Replica
+from tests.simulation.showing import Chunk, End
 
 RETRYABLE = {
     "unavailable",

@@ -6,7 +6,9 @@ from dataclasses import replace
 
 from msgspec import structs
 
-from schemas.requests import Deadlines
+from core.idempotency import claim_life_seconds
+from schemas.requests import COMPLETIONS, Body, Deadlines
+from tests.simulation.client import same_request
 from tests.simulation.cluster import Weather
 from tests.simulation.plan import Trouble, WorldPlan
 
@@ -54,10 +56,52 @@ def _busy(plan: WorldPlan) -> None:
     ]
 
 
+def _many_small_ones(plan: WorldPlan) -> None:
+    """Short answers all the time, and nothing else that happens: commits follow one another."""
+    patient = Deadlines(start_seconds=20.0, first_token_seconds=20.0, total_seconds=20.0)
+    plan.trims, plan.batches, plan.troubles, plan.offsets_ms = False, [], [], [0]
+    plan.limits = replace(
+        plan.limits,
+        start_seconds=20.0,
+        first_token_seconds=20.0,
+        total_seconds=20.0,
+        publish_seconds=3.0,
+        clock_skew_seconds=4.0,
+        reply_retention_seconds=60.0,
+        span_offsets=16_384,
+        waiting_requests=64,
+    )
+    plan.tiers, plan.request_partitions = plan.tiers[:1], 1
+    plan.session_s, plan.ttft_ms, plan.tokens_per_second, plan.slots = 2.5, 5.0, 50.0, 8
+    copies = 4
+    plan.clients = [
+        replace(
+            it,
+            number=copies * place + copy + 1,
+            at_s=(it.at_s + copy * plan.chaos_s / copies) % plan.chaos_s,
+            draft=replace(
+                it.draft,
+                tier=plan.tiers[0],
+                deadlines=patient,
+                body=structs.replace(it.draft.body, max_tokens=2, n=1),
+            ),
+            mode="stream",
+            key=None,
+            resumable=True,
+            leaves_after=None,
+            cancels_after_s=None,
+            patience_s=5.0,
+        )
+        for place, it in enumerate(plan.clients)
+        for copy in range(copies)
+    ]
+
+
 @directed
 def commits_race(plan: WorldPlan) -> None:
-    """Slow commits, and epochs that end all the time."""
-    _weather(plan, Weather(append_lost=0.1, slow=0.4))
+    """A commit is nearly always under way, some of them slow, when an epoch ends."""
+    _many_small_ones(plan)
+    _weather(plan, Weather(append_lost=0.05, slow=0.3))
 
 
 @directed
@@ -71,15 +115,15 @@ def resume_without_position(plan: WorldPlan) -> None:
 
 @directed
 def speak_while_broken(plan: WorldPlan) -> None:
-    """Two tiers, and fences that fail for one while the other takes its partitions over."""
+    """Two tiers, and publishes that fail for one while the other takes its partitions over."""
+    _many_small_ones(plan)
+    _weather(plan, Weather(refused=0.08))
     plan.tiers = ("premium", "standard")
     draw = random.Random(f"{plan.seed}/tiers")
-    plan.batches = []
     plan.clients = [
-        replace(it, draft=replace(it.draft, tier=draw.choice(plan.tiers)), key=None)
-        for it in plan.clients
+        replace(it, draft=replace(it.draft, tier=draw.choice(plan.tiers))) for it in plan.clients
     ]
-    _spread(plan, "fences fail", 8)
+    _spread(plan, "fences fail", 4)
 
 
 @directed
@@ -176,6 +220,107 @@ DIRECTED["forget_claims_by_own_clock"] = forget_claims_unread
 DIRECTED["hear_after_all_deadlines"] = expired_unread
 DIRECTED["nobody_is_late"] = half_fenced_is_not_fenced
 DIRECTED["no_commit_check"] = half_fenced_is_not_fenced
+
+
+@directed
+def poison_parks_its_neighbours(plan: WorldPlan) -> None:
+    """Everybody beside a request that kills engines, on one worker with room for all of them."""
+    plan.poison = "it kills its engine"
+    plan.troubles, plan.batches = [], []
+    plan.workers, plan.slots, plan.request_partitions = 1, 16, 1
+    plan.limits = replace(plan.limits, alone_hold_seconds=1.0, waiting_requests=64)
+    _busy(plan)
+    first, *others = plan.clients
+    body = Body(prompt=f"{plan.seed}: {plan.poison}", max_tokens=2)
+    draft = replace(first.draft, endpoint=COMPLETIONS, body=body, tier=plan.tiers[0])
+    plan.clients = [replace(first, at_s=0.1, draft=draft, key=None, mode="background"), *others]
+
+
+@directed
+def wait_though_over(plan: WorldPlan) -> None:
+    """Keyed requests that reach the log after their time, and clients of little patience."""
+    short = Deadlines(start_seconds=0.3, first_token_seconds=0.3, total_seconds=0.3)
+    plan.trims = False
+    plan.limits = replace(plan.limits, reply_retention_seconds=60.0, claim_life_seconds=60.0)
+    plan.batches = []
+    plan.clients = [
+        replace(
+            it,
+            draft=replace(it.draft, deadlines=short),
+            mode="stream",
+            key=f"key-{it.number}",
+            attach=True,
+            leaves_after=None,
+            cancels_after_s=None,
+            patience_s=0.8,
+        )
+        for it in plan.clients
+    ]
+    # the claims are on the log when it goes away, and the requests are not
+    for it in plan.clients:
+        plan.troubles.append(Trouble(it.at_s + 0.012, "broker away", 1.0))
+    plan.troubles.sort(key=lambda it: it.at_s)
+
+
+@directed
+def forget_claims_by_own_clock(plan: WorldPlan) -> None:
+    """Keys that are used again just before the life of their claims ends."""
+    short = Deadlines(start_seconds=1.0, first_token_seconds=1.0, total_seconds=1.0)
+    plan.trims, plan.batches, plan.troubles = False, [], []
+    plan.offsets_ms = [0]
+    plan.limits = replace(
+        plan.limits,
+        clock_skew_seconds=0.05,
+        claim_life_seconds=1.0,
+        reply_retention_seconds=60.0,
+    )
+    life_s = claim_life_seconds(plan.limits, short.total_seconds)
+    plan.clients = [
+        replace(
+            it,
+            draft=replace(it.draft, deadlines=short),
+            key=f"key-{it.number}",
+            attach=True,
+            cancels_after_s=None,
+        )
+        for it in plan.clients[:6]
+    ]
+    plan.clients += [
+        same_request(it, 500 + it.number, it.at_s + life_s - 0.5) for it in plan.clients
+    ]
+
+
+@directed
+def expire_what_is_unread(plan: WorldPlan) -> None:
+    """Replicas that stop while a short answer is given, and go on when its time is over."""
+    short = Deadlines(start_seconds=1.0, first_token_seconds=1.0, total_seconds=1.0)
+    plan.trims, plan.batches, plan.troubles = False, [], []
+    plan.tokens_per_second, plan.ttft_ms, plan.slots = 50.0, 60.0, 8
+    plan.limits = replace(
+        plan.limits,
+        deadline_margin_seconds=0.5,
+        waiting_requests=64,
+        reply_retention_seconds=60.0,
+        claim_life_seconds=60.0,
+    )
+    plan.clients = [
+        replace(
+            it,
+            draft=replace(
+                it.draft, deadlines=short, body=structs.replace(it.draft.body, max_tokens=4)
+            ),
+            mode="stream",
+            key=None,
+            resumable=True,
+            leaves_after=None,
+            cancels_after_s=None,
+            patience_s=5.0,
+        )
+        for it in plan.clients
+    ]
+    for it in plan.clients:
+        plan.troubles.append(Trouble(it.at_s + 0.04, "pause replica", 2.7))
+    plan.troubles.sort(key=lambda it: it.at_s)
 
 
 @directed

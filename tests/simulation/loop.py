@@ -15,7 +15,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 T = TypeVar("T")
 
@@ -59,8 +59,7 @@ class SimFuture(asyncio.Future[Any]):
 
     def __hash__(self) -> int:
         if not self._serial:
-            loop = self._loop  # type: ignore[attr-defined]  # asyncio's own attribute
-            self._serial = loop.next_serial()
+            self._serial = cast("SimLoop", self.get_loop()).next_serial()
         return self._serial
 
 
@@ -91,7 +90,7 @@ class SimHandle(asyncio.Handle):
 
     def cancel(self) -> None:
         self._cancelled = True
-        self._callback = self._args = None
+        self._callback = self._args = None  # type: ignore[assignment]  # as asyncio's own
 
 
 class SimTimer(asyncio.TimerHandle):
@@ -117,7 +116,7 @@ class SimTimer(asyncio.TimerHandle):
 
     def cancel(self) -> None:
         self._cancelled = True
-        self._callback = self._args = None
+        self._callback = self._args = None  # type: ignore[assignment]  # as asyncio's own
 
 
 class Stuck(AssertionError):
@@ -312,7 +311,7 @@ class SimLoop(asyncio.BaseEventLoop):
             if not handle._cancelled:
                 self.handles_run += 1
                 try:
-                    handle._context.run(handle._callback, *handle._args)
+                    handle._context.run(handle._callback, *handle._args)  # type: ignore[attr-defined]
                 except (SystemExit, KeyboardInterrupt):
                     raise
                 except BaseException as error:  # noqa: BLE001  as asyncio's own loop does

@@ -23,9 +23,11 @@ from core.offsets import OffsetTracker
 from core.recovery import Fold, Resume
 from core.runs import Logged
 from core.scheduler import Scheduler
+from core.solitude import Solitude
 from core.stream import Reader
 from producer_api.claims import Claims
 from producer_api.publisher import Publisher
+from producer_api.rendering import ChunkRenderer
 from producer_api.streams import ReplyStream
 from runtime.clock import BrokerClock
 
@@ -161,24 +163,41 @@ def accept_other_origins(stack: contextlib.ExitStack) -> None:
 def repeat_after_overflow(stack: contextlib.ExitStack) -> None:
     """A reader that lost its mailbox is told everything again."""
 
-    async def open_follower(self: ReplyStream) -> Any:
-        follower = await old(self)
-        self._skip = 0
-        return follower
+    def open_source(self: ReplyStream) -> Any:
+        self._source = self._follow(0)
+        return self._source
 
-    old = _put(stack, ReplyStream, "_open_follower", open_follower)
+    _put(stack, ReplyStream, "_open_source", open_source)
 
 
 @mutation
 def skip_one_on_resume(stack: contextlib.ExitStack) -> None:
     """A client that comes back misses the token after its position."""
 
-    def init(self: ReplyStream, *args: Any, **more: Any) -> None:
-        old(self, *args, **more)
-        if self._after:
-            self._after += 1
+    def init(self: ChunkRenderer, request_id: str, info: Any, after: int = 0) -> None:
+        old(self, request_id, info, after + 1 if after else 0)
 
-    old = _put(stack, ReplyStream, "__init__", init)
+    old = _put(stack, ChunkRenderer, "__init__", init)
+
+
+@mutation
+def expire_what_is_unread(stack: contextlib.ExitStack) -> None:
+    """A request past its time is called expired, whatever of the log was read by then."""
+
+    def is_over(self: ReplyStream, _: float) -> bool:
+        return not self._ahead and self._late_by(self.request_id, self._total_seconds) > 0
+
+    _put(stack, ReplyStream, "_is_over", is_over)
+
+
+@mutation
+def wait_though_over(stack: contextlib.ExitStack) -> None:
+    """A client with little patience never hears that its request has expired."""
+
+    async def fetch(self: ReplyStream, wait_seconds: float) -> Any:
+        return await old(self, wait_seconds or 30.0)
+
+    old = _put(stack, ReplyStream, "_fetch", fetch)
 
 
 # --- taking over
@@ -363,6 +382,15 @@ def lost_claims_revive(stack: contextlib.ExitStack) -> None:
     old = _put(stack, ClaimBook, "live", live)
 
 
+# --- poison
+
+
+@mutation
+def poison_parks_its_neighbours(stack: contextlib.ExitStack) -> None:
+    """Nobody runs alone before it is parked: whoever was beside a poison three times goes with it."""
+    _put(stack, Solitude, "concerns", lambda _, __: False)
+
+
 # --- what the simulation had found
 
 
@@ -454,10 +482,10 @@ def cancel_once(stack: contextlib.ExitStack) -> None:
 def forget_claims_by_own_clock(stack: contextlib.ExitStack) -> None:
     """A replica whose clock is ahead forgets a claim that the broker's time lets live."""
 
-    def prune(self: ClaimBook, now_ms: float) -> None:
-        old(self, now_ms + 2000)
+    async def prune(self: Claims) -> None:
+        self.book.prune(self._clock.now_ms() + 2000)
 
-    old = _put(stack, ClaimBook, "prune", prune)
+    _put(stack, Claims, "_prune", prune)
 
 
 @mutation
@@ -478,16 +506,6 @@ def believe_any_ack(stack: contextlib.ExitStack) -> None:
         old(self)
 
     old = _put(stack, BrokerClock, "__init__", init)
-
-
-@mutation
-def expired_unread(stack: contextlib.ExitStack) -> None:
-    """A stream says `expired` by the clock, whatever the log may hold."""
-
-    async def is_read_out(_: ReplyStream) -> bool:
-        return True
-
-    _put(stack, ReplyStream, "_is_read_out", is_read_out)
 
 
 @mutation

@@ -45,6 +45,8 @@ class WorldPlan:
     offsets_ms: list[int] = field(default_factory=list)
     trims: bool = False
     cancels: bool = False
+    poison: str | None = None
+    """An engine dies of prompts with this text."""
 
 
 def make_plan(seed: int, size: float = 1.0) -> WorldPlan:

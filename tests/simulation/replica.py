@@ -18,12 +18,10 @@ from producer_api.pipeline import Pipeline
 from producer_api.streams import ClientGone, ReplyStream, ShuttingDown
 from producer_api.submission import Draft, IdempotencyKey
 from runtime.metrics import Metrics
-from schemas.replies import Accepted, Cancelled, Expired, Failed, Finished, Started, Tokens
-from tests.checker.history import SeenTokens
+from schemas.replies import Tokens
 from tests.simulation.loop import Process, SimLoop
+from tests.simulation.showing import Chunk, End, Showing
 from topics.ports import Log, LogError
-
-KINDS = {Finished: "finished", Failed: "failed", Cancelled: "cancelled", Expired: "expired"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,23 +46,6 @@ class Head:
     request_id: str
     outcome: str
     state: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """Tokens, with the position after them."""
-
-    tokens: SeenTokens
-    position: int
-
-
-@dataclass(frozen=True, slots=True)
-class End:
-    """A terminal."""
-
-    kind: str
-    counts: tuple[int, ...]
-    code: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,17 +217,19 @@ class Replica:
         if call.action == "submit":
             await self._submit(pipeline, call, connection)
         elif call.action == "resume":
-            snapshot = await pipeline.status(call.tenant, call.request_id)
+            snapshot, stream = await pipeline.resume(call.tenant, call.request_id)
             read = sum(len(it.token_ids) for it in snapshot.visible if isinstance(it, Tokens))
             if call.after > read:
+                await stream.close()
                 raise Refusal("stream_cursor_expired", "beyond what there is of this answer")
-            stream = await pipeline.open(call.tenant, call.request_id, after=call.after)
             connection.send(Head(call.request_id, "resumed"))
-            await self._stream(stream, call, connection, None)
+            showing = Showing(call.request_id, snapshot.info, call.after)
+            await self._stream(stream, showing, connection, None)
         elif call.action == "status":
             snapshot = await pipeline.status(call.tenant, call.request_id)
             connection.send(Head(call.request_id, "status", snapshot.state))
-            self._tell(connection, snapshot.visible, 0)
+            showing = Showing(call.request_id, snapshot.info)
+            self._send(connection, showing, snapshot.visible)
         else:
             await self._cancel(pipeline, call, connection)
 
@@ -267,12 +250,13 @@ class Replica:
         if not call.whole:
             connection.send(head)
             head = None  # type: ignore[assignment]
-        await self._stream(submission.stream, call, connection, on_gone, head)
+        showing = Showing(submission.request_id, call.draft.request("", "").info())
+        await self._stream(submission.stream, showing, connection, on_gone, head)
 
     async def _stream(
         self,
         stream: ReplyStream,
-        call: Call,
+        showing: Showing,
         connection: Connection,
         on_gone: Callable[[], None] | None,
         head: Head | None = None,
@@ -282,18 +266,17 @@ class Replica:
         if connection.gone:
             stream.abandon()
         gathered: list[Visible] = []
-        position = call.after
         try:
             while True:
                 events = await stream.next(30.0)
                 gathered += events
                 if head is None:
-                    position = self._tell(connection, events, position)
+                    self._send(connection, showing, events)
                 if events and is_terminal(events[-1]):
                     break
             if head is not None:
                 connection.send(head)
-                self._tell(connection, gathered, 0)
+                self._send(connection, showing, gathered)
         except ClientGone:
             if on_gone is not None:
                 on_gone()
@@ -322,15 +305,6 @@ class Replica:
         connection.send(Head(call.request_id, "cancel", snapshot.state))
 
     @staticmethod
-    def _tell(connection: Connection, events: list[Visible], position: int) -> int:
-        for event in events:
-            if isinstance(event, Tokens):
-                position += len(event.token_ids)
-                seen = SeenTokens(
-                    event.choice, event.seq, event.token_ids, event.text, event.finish_reason
-                )
-                connection.send(Chunk(seen, position))
-            elif not isinstance(event, Accepted | Started):
-                code = event.error.code if isinstance(event, Failed) else None
-                connection.send(End(KINDS[type(event)], event.counts, code))
-        return position
+    def _send(connection: Connection, showing: Showing, events: list[Visible]) -> None:
+        for item in showing.items(events):
+            connection.send(item)

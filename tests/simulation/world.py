@@ -55,6 +55,16 @@ class Outcome:
     lines: list[str] = field(default_factory=list)
 
 
+def _as_settings(options: ScriptedOptions) -> tuple[str, ...]:
+    """What an engine in the place of a dead one is made of."""
+    return (
+        f"tokens_per_second={options.tokens_per_second}",
+        f"ttft_ms={options.ttft_ms}",
+        f"slots={options.slots}",
+        *(f"fail={it}" for it in options.fail),
+    )
+
+
 class WorkerProcess:
     """One start of one worker."""
 
@@ -83,6 +93,8 @@ class World:
         self.history = History(
             total_seconds=plan.limits.total_seconds,
             claim_life_seconds=plan.limits.claim_life_seconds,
+            span_offsets=plan.limits.span_offsets,
+            poison=(plan.poison,) if plan.poison else (),
             trimmed=plan.trims,
         )
         self.history.stored, self.history.commits = self.cluster.archive, self.cluster.commits
@@ -111,11 +123,15 @@ class World:
     async def _work(self, it: WorkerProcess) -> None:
         plan = self.plan
         options = ScriptedOptions(
-            tokens_per_second=plan.tokens_per_second, ttft_ms=plan.ttft_ms, slots=plan.slots
+            tokens_per_second=plan.tokens_per_second,
+            ttft_ms=plan.ttft_ms,
+            slots=plan.slots,
+            fail=(f"die_on:{plan.poison}",) if plan.poison else (),
         )
         settings = WorkerSettings(
             tiers=plan.tiers,
             engine="scripted",
+            engine_option=_as_settings(options),
             worker_id=it.name,
             session_timeout_seconds=plan.session_s,
             drain_seconds=0.5,

@@ -4,6 +4,10 @@ from dataclasses import replace
 
 import pytest
 
+from core.idempotency import claim_life_seconds
+from core.limits import Limits
+from inferlog.settings import TopicCounts
+from inferlog.topics import topic_settings
 from schemas.requests import TIERS
 from topics.catalogue import CLAIMS, FENCES, REPLIES, TopicSettings, catalogue, differences
 from topics.ports import TopicState
@@ -42,6 +46,11 @@ def test_fences_and_control_have_one_partition() -> None:
 def test_append_times_are_the_brokers_everywhere() -> None:
     types = {spec.configs["message.timestamp.type"] for spec in WANTED}
     assert types == {"LogAppendTime"}
+
+
+def test_the_broker_unpacks_what_is_compressed() -> None:
+    """Our client reads no lz4, snappy or zstd: one such record would hold its partition up for ever."""
+    assert {spec.configs["compression.type"] for spec in WANTED} == {"uncompressed"}
 
 
 def test_only_what_is_keyed_by_an_id_is_compacted() -> None:
@@ -114,6 +123,12 @@ def test_the_partitions_of_claims_never_change(partitions: int) -> None:
             "CreateTime",
             "replies: message.timestamp.type is CreateTime, must be LogAppendTime",
         ),
+        (
+            REPLIES,
+            "compression.type",
+            "producer",
+            "replies: compression.type is producer, must be uncompressed",
+        ),
         (REPLIES, "retention.ms", "60000", "replies: keeps 60000 ms, must keep 3600000 ms or more"),
     ],
 )
@@ -124,7 +139,14 @@ def test_a_wrong_configuration_is_said(topic: str, config: str, value: str, sent
 def test_less_replication_is_said() -> None:
     wanted = catalogue("default", replace(SETTINGS, replication=3, min_insync=2))
     found = differences(wanted, as_wanted(), SETTINGS)
-    assert found == [f"{it.name}: replication 1, wants 3" for it in wanted]
+    assert found == [
+        sentence
+        for it in wanted
+        for sentence in (
+            f"{it.name}: replication 1, wants 3",
+            f"{it.name}: acknowledges with 1 copies in sync, must have 2",
+        )
+    ]
     assert {it.configs["min.insync.replicas"] for it in wanted} == {"2"}
 
 
@@ -133,3 +155,12 @@ def test_a_deadline_longer_than_requests_are_kept_is_said() -> None:
     assert differences(catalogue("default", settings), as_wanted(), settings) == [
         "requests: retention must cover the longest deadline and one day more"
     ]
+
+
+def test_claims_are_kept_for_two_lives_of_the_longest_request_and_a_segment() -> None:
+    limits = Limits(total_seconds=7200.0, reply_retention_seconds=14_400.0)
+    kept = {it.name: it.configs for it in catalogue("p", topic_settings(TopicCounts(), limits))}
+    longest_ms = 1000 * claim_life_seconds(limits)
+    assert longest_ms > 1000 * limits.claim_life_seconds
+    spare_ms = int(kept[CLAIMS]["retention.ms"]) - 2 * longest_ms
+    assert spare_ms >= int(kept[CLAIMS]["segment.ms"])

@@ -16,7 +16,7 @@ from inferlog.local_ports import any_free, is_free
 from inferlog.problems import CommandFailed
 from runtime.settings import describe
 
-WIDE = {"COLUMNS": "400", "TERMINAL_WIDTH": "400"}
+TERMINAL = {"COLUMNS": "80"}
 
 
 def run(*words: str, **environ: str) -> tuple[int, str]:
@@ -27,38 +27,43 @@ def run(*words: str, **environ: str) -> tuple[int, str]:
         capture_output=True,
         text=True,
         timeout=25,
-        env={**clean, **WIDE, **environ},
+        env={**clean, **TERMINAL, **environ},
         check=False,
     )
     return done.returncode, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(("name", "settings", "summary"), TABLE)
-def test_help_names_every_flag_with_its_variable_and_default(
+def test_help_names_every_flag_with_its_variable_unit_and_default(
     name: str, settings: type[object], summary: str
 ) -> None:
-    result = CliRunner(env=WIDE).invoke(build(), [name, "--help"])
+    result = CliRunner(env=TERMINAL).invoke(build(), [name, "--help"])
     assert result.exit_code == 0
     assert summary in result.output
+    said = " ".join(result.output.split())  # in columns, on a narrow terminal too
+    assert "INFERLOG_CACHE_DIR (default: " in said
     for it in describe(settings):
         if it.required or (name == "up" and it.name == "cluster.bootstrap"):
             continue
-        assert it.env in result.output, it.env
+        assert it.env in said, it.env
         if not it.secret:
-            assert f"--{it.flag_name}" in result.output
+            assert f"--{it.flag_name}" in said
+            facts = [it.unit] if it.unit else []
+            told = "; ".join([*facts, f"default: {it.default or 'none'}", it.env])
+            assert f"({told})" in said or "/" in told, told  # a path may be broken over lines
 
 
 @pytest.mark.parametrize("name", [name for name, _, _, _ in LETTERS])
 def test_help_of_what_concerns_dead_letters_names_every_flag(name: str) -> None:
     settings = next(it for known, _, it, _ in LETTERS if known == name)
-    result = CliRunner(env=WIDE).invoke(build(), ["dead-letters", name, "--help"])
+    result = CliRunner(env=TERMINAL).invoke(build(), ["dead-letters", name, "--help"])
     assert result.exit_code == 0
     flags = [f"--{it.flag_name}" for it in describe(settings) if not (it.required or it.secret)]
     assert [flag for flag in flags if flag not in result.output] == []
 
 
 def test_a_secret_is_never_a_flag() -> None:
-    result = CliRunner(env=WIDE).invoke(build(), ["api", "--help"])
+    result = CliRunner(env=TERMINAL).invoke(build(), ["api", "--help"])
     assert "INFERLOG_API_KEY" in result.output
     assert "--api-key " not in result.output
 

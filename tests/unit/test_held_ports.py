@@ -54,6 +54,21 @@ def test_a_held_port_is_taken_for_all_but_those_who_share_it() -> None:
 
 
 @needs_holding
+def test_a_port_that_is_taken_for_a_moment_only_is_had() -> None:
+    port = any_free(HOST, 1)
+    passing = socket.create_server((HOST, port))
+    timer = threading.Timer(0.03, passing.close)
+    timer.start()
+    held = HeldPorts()
+    try:
+        held.take(HOST, [port], "--port")
+        assert not is_free(HOST, port)
+    finally:
+        timer.join()
+        held.release()
+
+
+@needs_holding
 def test_many_who_take_at_once_never_get_the_same() -> None:
     first, count = any_free(HOST, 60), 12
     barrier = threading.Barrier(count)

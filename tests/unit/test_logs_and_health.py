@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from inferlog.local_ports import any_free, is_free
 from runtime.health import HealthServer, PortTaken
 from runtime.logs import HumanFormatter, JsonFormatter, LogSettings, configure
 from runtime.metrics import Metrics
@@ -68,14 +69,17 @@ def test_metrics_of_two_processes_do_not_clash_and_have_units() -> None:
             assert family.name.endswith(("_seconds", "_tokens")), family.name
 
 
-def test_health_tells_state_and_metrics_on_its_own_port() -> None:
+@pytest.mark.parametrize(("host", "shown"), [("127.0.0.1", "127.0.0.1"), ("::1", "[::1]")])
+def test_health_tells_state_and_metrics_on_its_own_port(host: str, shown: str) -> None:
+    if host == "::1" and not is_free(host, any_free("127.0.0.1", 1)):
+        pytest.skip("this machine has no IPv6 loopback")
     metrics = Metrics()
     metrics.slots.set(7)
     well = [True]
-    server = HealthServer("127.0.0.1", 0, metrics.registry, lambda: (well[0], {"state": "running"}))
+    server = HealthServer(host, 0, metrics.registry, lambda: (well[0], {"state": "running"}))
     server.start()
     try:
-        base = f"http://127.0.0.1:{server.port}"
+        base = f"http://{shown}:{server.port}"
         with urllib.request.urlopen(f"{base}/metrics", timeout=5) as answer:
             assert "inferlog_engine_slots 7.0" in answer.read().decode()
         with urllib.request.urlopen(f"{base}/health", timeout=5) as answer:

@@ -3,9 +3,10 @@
 from typing import Any
 
 import orjson
+import pytest
 
 from core.stream import Visible
-from producer_api.rendering import ChunkRenderer, whole_body
+from producer_api.rendering import ChunkRenderer, frame, whole_body
 from schemas.replies import Accepted, TokenLogprob
 from schemas.requests import Endpoint, RequestInfo
 from tests.fake_pipeline import REQUEST_ID, finished, tokens
@@ -68,8 +69,48 @@ def test_ids_do_not_depend_on_how_events_came() -> None:
 
 
 def test_a_resumed_stream_has_no_role_and_goes_on_counting() -> None:
-    got = render(info(), tokens(2, text="cd", seq=3), after=3)
+    got = render(info(), tokens(3, text="abc"), tokens(2, text="cd", seq=3), after=3)
     assert [(place, it["choices"][0]["delta"]) for place, it in got] == [(5, {"content": "cd"})]
+
+
+EVERY: list[Visible] = [
+    tokens(2, text="a b ", choice=0),
+    tokens(3, text="c d e ", choice=1),
+    tokens(1, text="f ", choice=0, seq=2, end=True),
+    tokens(2, text="g h ", choice=1, seq=3),
+    tokens(0, choice=1, seq=5, end=True),
+]
+BOUNDARIES = [0, 2, 5, 6, 8]
+
+
+@pytest.mark.parametrize("endpoint", ["/v1/chat/completions", "/v1/completions"])
+@pytest.mark.parametrize("after", range(9))
+def test_from_every_position_nothing_is_lost_and_ids_are_the_same(
+    endpoint: Endpoint, after: int
+) -> None:
+    """A position that no event ended at stands for the one before: its tokens are told again."""
+    whole = render(info(endpoint, n=2), *EVERY)
+    rest = render(info(endpoint, n=2), *EVERY, after=after)
+    begin = max(it for it in BOUNDARIES if it <= after)
+
+    def texts(got: list[tuple[int | None, Any]]) -> list[tuple[int | None, int, str]]:
+        choices = [(place, it["choices"][0]) for place, it in got]
+        found = [
+            (place, it["index"], it.get("delta", {}).get("content") or it.get("text"))
+            for place, it in choices
+        ]
+        return [(place, index, text) for place, index, text in found if text]
+
+    assert texts(rest) == [it for it in texts(whole) if it[0] is not None and it[0] > begin]
+    ends = [place for place, it in rest if it["choices"][0]["finish_reason"]]
+    assert ends == [place for place in (6, 8) if place >= after]
+
+
+def test_a_choice_that_begins_behind_the_cursor_has_its_role() -> None:
+    got = render(info(n=2), *EVERY, after=2)
+    assert got[0] == (2, got[0][1])
+    choice = got[0][1]["choices"][0]
+    assert (choice["index"], choice["delta"]) == (1, {"role": "assistant", "content": ""})
 
 
 def test_withheld_text_moves_the_position_of_what_follows() -> None:
@@ -158,3 +199,22 @@ def _with_logprobs(logprobs: tuple[TokenLogprob, ...]) -> Visible:
         logprobs=logprobs,
         finish_reason="stop",
     )
+
+
+@pytest.mark.parametrize("endpoint", ["/v1/chat/completions", "/v1/completions"])
+@pytest.mark.parametrize(
+    "text", ["a", '"', "\\", "\n", "\0", "logprobs", '","finish_reason":null', "é€😀", "\u2028"]
+)
+def test_a_piece_is_what_the_encoder_would_make_of_the_whole_chunk(
+    endpoint: Endpoint, text: str
+) -> None:
+    about = RequestInfo(endpoint=endpoint, model='m"\0', tier="standard", n=2)
+    renderer = ChunkRenderer(REQUEST_ID, about, after=2)
+    assert renderer.render([tokens(1, text="-", choice=0), tokens(1, text="-", choice=1)]) == b""
+    for choice in (0, 1, 0):
+        data = renderer.render([tokens(1, text=text, choice=choice)])
+        ((_, payload),) = frames(data)
+        piece = payload["choices"][0]
+        assert (piece["delta"]["content"] if "delta" in piece else piece["text"]) == text
+        assert (piece["index"], payload["model"]) == (choice, 'm"\0')
+        assert data == frame(payload, renderer.position)

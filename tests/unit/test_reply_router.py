@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
+from msgspec.structs import replace
 
 from core.stream import Key, Visible
 from producer_api.mailbox import Mailbox
@@ -19,6 +20,7 @@ from schemas.replies import (
     Fence,
     ReplyRecord,
     Started,
+    TokenLogprob,
     Tokens,
 )
 from schemas.requests import CHAT, RequestInfo
@@ -169,6 +171,17 @@ async def test_a_mailbox_past_its_bound_is_dropped_and_costs_nothing_more(
     assert box.take() == []
     assert (place.held(), place.router._boxes) == (set(), {})
     assert place.metrics.mailbox_drops._value.get() == 1
+
+
+async def test_log_probabilities_weigh_in_a_mailbox() -> None:
+    """They are the most of such an answer: a mailbox of 256 KiB could hold 15 MiB of them."""
+    most = TokenLogprob(token="a", logprob=-1.0, top=(("b", -2.0),) * 20)
+    (plain,) = tokens(0).events
+    assert isinstance(plain, Tokens)
+    box = Mailbox(("one", ID), 1024, 256 * 1024)
+    held = sum(1 for _ in range(1024) if box.put(replace(plain, logprobs=(most,))))
+    assert 10 < held < 256
+    assert box.overflowed
 
 
 async def test_a_waiting_reader_is_woken_once_there_is_something(place: Place) -> None:

@@ -18,6 +18,7 @@ from core.work import (
     Dropped,
     EndWork,
     EngineReported,
+    Phase,
     PublishReply,
     StartOnEngine,
     Tick,
@@ -77,6 +78,19 @@ def test_premium_goes_first_and_within_a_tier_the_first_come() -> None:
     commands = core.handle(CapacityChanged(5), 1)
     assert started(commands) == ["premium3", "premium4", "standard2", "free1", "batch0"]
     assert (core.waiting(), core.running) == (0, 5)
+
+
+def test_what_an_earlier_owner_had_begun_goes_before_the_rest_of_its_tier() -> None:
+    core = scheduler()
+    core.handle(Arrived(work("runs")), 0.0)
+    for number, (name, spoken) in enumerate((("new", False), ("cut", True), ("cut too", True))):
+        core.handle(Arrived(work(name, offset=number + 1, spoken=spoken)), 0.0)
+    core.handle(Arrived(work("urgent", tier="premium", offset=9)), 0.0)
+    order = []
+    for _ in range(4):
+        (running,) = [it for it in core.works() if it.phase is Phase.RUNNING]
+        order += started(core.handle(finish(running), 1.0))
+    assert order == ["urgent", "cut", "cut too", "new"]
 
 
 def test_no_more_run_than_there_are_slots() -> None:
@@ -185,7 +199,7 @@ def test_what_an_engine_says_after_the_total_deadline_is_not_heard() -> None:
     core = scheduler()
     it = work("a")
     core.handle(Arrived(it), 0)
-    said = [Output(it.run_id, 0, (1,), "a"), RunEnded(it.run_id, 3, 1)]
+    said: list[Report] = [Output(it.run_id, 0, (1,), "a"), RunEnded(it.run_id, 3, 1)]
     (end,) = ends(core.handle(EngineReported(said), 100.0))
     assert isinstance(end.event, Expired)
     assert end.event.counts == (0,)

@@ -7,8 +7,8 @@ import pytest
 from consumers.inference.settings import WorkerSettings
 from core.limits import Limits
 from inferlog.cli import TABLE
+from inferlog.client_settings import TopicsCommand
 from inferlog.flags import known_variables
-from inferlog.settings import TopicsCommand
 from producer_api.settings import ApiSettings
 from runtime.settings import (
     SettingsError,
@@ -108,7 +108,9 @@ def test_every_limit_is_a_setting_of_the_api_and_of_the_worker() -> None:
 def test_every_setting_of_every_command_says_what_it_means() -> None:
     commands = [settings for _, settings, _ in TABLE] + [TopicsCommand]
     described = [it for settings in commands for it in describe(settings)]
-    assert [it.name for it in described if not it.help] == []
+    words = {it.name: it.name.rpartition(".")[2].replace("_", " ") for it in described}
+    # a limit's name and its unit say it; of all others the name alone would say nothing new
+    assert [it.name for it in described if it.help == words[it.name] and not it.unit] == []
     assert {it.env for it in described if not it.required} <= known_variables(commands)
 
 
@@ -121,6 +123,10 @@ def test_every_setting_of_every_command_says_what_it_means() -> None:
         (WorkerSettings, {"INFERLOG_KAFKA_SECURITY_PROTOCOL": "SASL_SSL"}, "user name"),
         (ApiSettings, {"INFERLOG_PORT": "70000"}, "at most 65535"),
         (ApiSettings, {"INFERLOG_REPLICA_INDEX": "2"}, "it counts from 0"),
+        (ApiSettings, {"INFERLOG_LIMIT_HEARTBEAT_SECONDS": "0.2"}, "at least 1"),
+        (ApiSettings, {"INFERLOG_LIMIT_N": "0"}, "at least 1"),
+        (WorkerSettings, {"INFERLOG_LIMIT_TOTAL_SECONDS": "1801"}, "half of reply_retention"),
+        (WorkerSettings, {"INFERLOG_LIMIT_REPLY_RETENTION_SECONDS": "1199"}, "half of reply_ret"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_starts(

@@ -1,11 +1,13 @@
 import asyncio
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from inferlog.backoff import Backoff
+from inferlog.broker import SupervisedCluster
 from inferlog.problems import CommandFailed, WrongUsage
 from inferlog.supervisor import (
     LOG_BYTES_MAX,
@@ -60,10 +62,14 @@ def program(tmp_path: Path, code: str, stop_seconds: float = 5.0) -> tuple[Progr
     return Program(spec, said.append, Backoff(first_seconds=0.01)), said
 
 
-async def wait_for(path: Path) -> None:
-    async with asyncio.timeout(10):
-        while not path.exists():  # noqa: ASYNC240  (a look, not a read)
+async def wait_until(true: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not true():
             await asyncio.sleep(0.01)
+
+
+async def wait_for(path: Path) -> None:
+    await wait_until(path.exists)
 
 
 async def test_a_crashed_child_is_started_again_and_told(tmp_path: Path) -> None:
@@ -77,6 +83,85 @@ async def test_a_crashed_child_is_started_again_and_told(tmp_path: Path) -> None
     watching.cancel()
     await asyncio.gather(watching, return_exceptions=True)
     assert said[0].startswith("worker-0 was ended by SIGKILL; starting it again in 0.0 s")
+
+
+async def test_its_process_id_is_that_of_the_present_run_and_each_change_is_told(
+    tmp_path: Path,
+) -> None:
+    go = tmp_path / "go"
+    code = f"import pathlib, time\nwhile not pathlib.Path({str(go)!r}).exists(): time.sleep(0.01)"
+    child, _ = program(tmp_path, code)
+    told: list[tuple[str, int | None]] = []
+    child.on_launch = lambda: told.append(("launch", child.pid))
+    child.on_death = lambda pid: told.append((f"death of {pid}", child.pid))
+    child.was_ready = True
+    watching = asyncio.create_task(child.watch())
+    await wait_until(lambda: child.starts == 1)
+    first = child.pid
+    go.touch()
+    await wait_until(lambda: child.starts == 2)
+    await child.kill()
+    watching.cancel()
+    await asyncio.gather(watching, return_exceptions=True)
+    assert told[:2] == [("launch", first), (f"death of {first}", None)]
+    assert first is not None
+    assert told[2][0] == "launch"
+    assert told[2][1] not in {None, first}
+
+
+async def test_one_that_is_held_back_starts_when_it_may_and_can_be_ended_before(
+    tmp_path: Path,
+) -> None:
+    child, _ = program(tmp_path, "import time; time.sleep(600)")
+    child.may_start.clear()
+    watching = asyncio.create_task(child.watch())
+    await asyncio.sleep(0.1)
+    assert (child.starts, child.pid) == (0, None)
+    child.may_start.set()
+    await wait_until(lambda: child.starts == 1)
+    await child.kill()
+    watching.cancel()
+    await asyncio.gather(watching, return_exceptions=True)
+    never, _ = program(tmp_path, "import time; time.sleep(600)")
+    never.may_start.clear()
+    watching = asyncio.create_task(never.watch())
+    await never.stop()
+    await never.kill()
+    watching.cancel()
+    await asyncio.gather(watching, return_exceptions=True)
+    assert never.starts == 0
+
+
+class OneNode:
+    """A cluster of one node that ends once."""
+
+    def __init__(self) -> None:
+        self.events: list[str] = []
+        self.ended = asyncio.Event()
+
+    async def start(self) -> str:
+        self.events.append("started")
+        return "127.0.0.1:9"
+
+    async def wait_exit(self) -> int:
+        await self.ended.wait()
+        self.ended.clear()
+        self.events.append("ended")
+        return 0
+
+    def log_file(self, node: int) -> Path:
+        return Path(f"node-{node}.log")
+
+
+async def test_kafka_s_changes_of_process_are_told_as_well() -> None:
+    node = OneNode()
+    cluster = SupervisedCluster(node, lambda _: None, lambda: node.events.append("told"))  # type: ignore[arg-type]
+    watching = asyncio.create_task(cluster.watch())
+    node.ended.set()
+    await wait_until(lambda: len(node.events) >= 4)
+    watching.cancel()
+    await asyncio.gather(watching, return_exceptions=True)
+    assert node.events == ["ended", "told", "started", "told"]
 
 
 async def test_what_can_never_work_is_not_tried_again(tmp_path: Path) -> None:

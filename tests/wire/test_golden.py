@@ -34,7 +34,17 @@ from schemas.replies import (
     Tokens,
     TokenUsage,
 )
-from schemas.requests import CHAT, Body, Deadlines, Message, Request, RequestInfo, ResponseFormat
+from schemas.requests import (
+    CHAT,
+    RESPONSES,
+    Body,
+    Deadlines,
+    Message,
+    Request,
+    RequestInfo,
+    ResponseEcho,
+    ResponseFormat,
+)
 
 T = TypeVar("T")
 
@@ -42,6 +52,18 @@ GOLDEN = Path(__file__).resolve().parents[2] / "schemas" / "golden"
 ID = "0192f0c4-8a00-7003-8000-000000000001"
 Q = "requests.default.premium/2"
 INFO = RequestInfo(endpoint=CHAT, model="smollm2", tier="premium", n=2, stream=True)
+
+ECHO = ResponseEcho(
+    instructions="Be brief.",
+    metadata={"order": "1"},
+    store=False,
+    background=True,
+    temperature=0.5,
+    top_p=0.9,
+    max_output_tokens=8,
+    text_format={"type": "json_object"},
+    user="ann",
+)
 
 
 def said(**fields: object) -> dict[str, object]:
@@ -87,6 +109,31 @@ SAMPLES: dict[str, tuple[msgspec.Struct, Callable[[bytes | None], msgspec.Struct
             redrive_of="0192f0c4-8a00-7003-8000-000000000000",
         ),
         codec.decode_request,
+    ),
+    "request_response": (
+        Request(
+            id=ID,
+            tenant="acme",
+            tier="standard",
+            model="smollm2",
+            endpoint=RESPONSES,
+            body=Body(messages=(Message(role="user", content="Hi"),), max_tokens=8),
+            stream=True,
+            response=ECHO,
+        ),
+        codec.decode_request,
+    ),
+    "accepted_response": (
+        Accepted(
+            id=ID,
+            tenant="acme",
+            info=RequestInfo(endpoint=RESPONSES, model="smollm2", tier="standard", response=ECHO),
+        ),
+        codec.decode_reply,
+    ),
+    "control_redeem": (
+        Control(kind="redeem", tenant="acme", request_id=ID, ticket="ab12", use="cd34"),
+        codec.decode_control,
     ),
     "accepted": (Accepted(id=ID, tenant="acme", info=INFO), codec.decode_reply),
     "fence": (Fence(epoch=7, qs=(Q, "requests.default.free/0")), codec.decode_reply),

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from aiokafka.errors import KafkaError
 
-from topics.kafka.connecting import abort, bootstrap, connection_closed
+from topics.kafka.connecting import abort, bootstrap, connection_closed, paced
 from topics.ports import LogError
 
 STOP_SECONDS = 2.0
@@ -38,6 +38,7 @@ async def started(client: Any, what: str, seconds: float) -> None:
     """Starts a client within the limit. Raises LogError, nothing of the client is left then."""
     net = net_of(client)
     net.bootstrap = partial(bootstrap, net)
+    net._metadata_update = paced(net._metadata_update)  # noqa: SLF001
     net._on_connection_closed = partial(connection_closed, net._on_connection_closed)  # noqa: SLF001
     try:
         async with asyncio.timeout(seconds):
@@ -150,5 +151,8 @@ async def settled(seconds: float = SETTLE_SECONDS) -> None:
 
 
 def describe(error: BaseException) -> str:
-    """An error of aiokafka's in one line."""
-    return f"{type(error).__name__}: {error}".strip(": ")
+    """An error of aiokafka's in one line. Some name their kind themselves, ours need not be named."""
+    name, text = type(error).__name__, str(error)
+    if type(error) is ConnectionError or text.startswith(f"{name}:"):
+        return text or name
+    return f"{name}: {text}".strip(": ")

@@ -1,11 +1,11 @@
-"""How aiokafka's clients connect, changed in two places so that no socket is left behind.
+"""How aiokafka's clients connect and learn, changed in three places.
 
-Its own `bootstrap` loses hold of its socket when it is cancelled, hence could only be waited for; and
+It asks without pause for a topic that was deleted under it, and logs each answer. Its own `bootstrap` loses hold of its socket when it is cancelled, hence could only be waited for; and
 a connection that is given up stays open for as long as what was written waits for a frozen peer.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from aiokafka.conn import CloseReason, create_conn
@@ -14,6 +14,7 @@ from aiokafka.protocol.metadata import MetadataRequest
 
 _BROKEN = (CloseReason.CONNECTION_BROKEN, CloseReason.CONNECTION_TIMEOUT)
 RETRY_SECONDS = 0.1
+MISSING_SECONDS_MAX = 0.5
 
 
 async def bootstrap(net: Any) -> None:
@@ -55,6 +56,22 @@ async def _learn(net: Any, host: str, port: int) -> bool:
         conn.close()
         abort(conn)
     return bool(net.cluster.brokers())
+
+
+def paced(update: Callable[[Any, Any], Awaitable[Any]]) -> Callable[[Any, Any], Awaitable[Any]]:
+    """Aiokafka's `_metadata_update`, with growing pauses while the same topics stay unknown."""
+    missing: set[str] = set()
+    repeats = 0
+
+    async def update_paced(cluster: Any, topics: Any) -> Any:
+        nonlocal missing, repeats
+        before, missing = missing, set(topics or ()) - cluster.topics()
+        repeats = min(repeats + 1, 10) if missing and missing == before else 0
+        if repeats:
+            await asyncio.sleep(min(MISSING_SECONDS_MAX, 0.005 * 2**repeats))
+        return await update(cluster, topics)
+
+    return update_paced
 
 
 def connection_closed(then: Callable[[Any, Any], None], conn: Any, reason: Any) -> None:

@@ -209,7 +209,7 @@ class Questions:
                     await asyncio.sleep(RETRY_SECONDS)
         except TimeoutError:
             self._forget(kind, client)
-            raise LogError(f"{what}: {reason} in {self._timeout_seconds:.0f} s") from None
+            raise LogError(f"{what}: {reason} (tried for {self._timeout_seconds:.0f} s)") from None
 
     async def _client(self, kind: type) -> Any:
         async with self._opening:

@@ -74,6 +74,8 @@ async def poll(consumer: AIOKafkaConsumer, wait_seconds: float, count: int) -> l
 
 
 def _record(message: Any) -> Record:
+    # Kafka knows headers without a value; nobody behind this door does
+    headers = tuple((name, value or b"") for name, value in message.headers)
     return Record(
         message.topic,
         message.partition,
@@ -81,7 +83,7 @@ def _record(message: Any) -> Record:
         message.timestamp,
         message.key,
         message.value,
-        message.headers,
+        headers,
     )
 
 
@@ -185,9 +187,21 @@ class KafkaTail:
             return []
         for record in records:
             self._positions[Partition(record.topic, record.partition)] = record.offset + 1
+        if not records:
+            self._pass_marks(consumer)
         if not records and self._progress.check(self._positions, loop.time()):
             self._rebuild("stuck", "records are there and do not come")
         return records
+
+    def _pass_marks(self, consumer: AIOKafkaConsumer) -> None:
+        """Offsets that hold no record, such as the end of a transaction, count as read.
+
+        Else whoever reads up to an end offset would wait for a record there for ever.
+        """
+        for partition, position in self._positions.items():
+            state = consumer._subscription._assigned_state(TopicPartition(*partition))  # noqa: SLF001
+            if state.has_valid_position:
+                self._positions[partition] = max(position, state.position)
 
     def _rebuild(self, reason: str, detail: str) -> None:
         _log.warning("a reader is given up and made anew: %s", detail)

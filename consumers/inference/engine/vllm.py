@@ -40,6 +40,7 @@ from consumers.inference.engine.vllm_requests import (
 )
 from consumers.inference.engine.vllm_seams import Seams
 from core.errors import Refusal
+from core.limits import Limits
 from schemas.replies import ErrorInfo
 
 log = logging.getLogger(__name__)
@@ -61,17 +62,18 @@ class _Running:
 class VllmEngine:
     """`models` is known once it has started."""
 
-    def __init__(self, arguments: AsyncEngineArgs, name: str, compile_seconds: float) -> None:
+    def __init__(self, arguments: AsyncEngineArgs, name: str, limits: Limits) -> None:
         self.models: tuple[ModelInfo, ...] = ()
         self.slots: int = arguments.max_num_seqs or 0
         self.resumes: frozenset[Feature] = frozenset()
         self._name = name
+        self._limits = limits
         self._seams = Seams()
         self._process = VllmProcess(arguments)
         self._preparer: Preparer | None = None
         # one thread: a tokenizer is not made for two at once
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="tokenise")
-        self._schemas = SchemaChecks(compile_seconds, self._vocabulary)
+        self._schemas = SchemaChecks(limits.schema_compile_seconds, self._vocabulary)
         # bounded by the caller, who starts no more runs than there are slots
         self._runs: dict[int, _Running] = {}
         self._said: list[tuple[Choice, Any] | Report] = []
@@ -91,12 +93,10 @@ class VllmEngine:
         self._on_death = on_death
         process = self._process
         await process.load()
-        self.models = (ModelInfo(self._name, process.context_tokens),)
-        self.slots = process.slots
-        self._preparer = Preparer(
-            process.tokenizer, self._name, process.context_tokens, process.end_ids()
-        )
-        self._seams = await asyncio.to_thread(process.seams)
+        self.models, self.slots = (ModelInfo(self._name, process.context_tokens),), process.slots
+        tokens = (process.context_tokens, self._limits.max_tokens_default)
+        self._preparer = Preparer(process.tokenizer, self._name, *tokens, process.end_ids())
+        self._seams = await asyncio.to_thread(process.seams, self._limits.schema_compile_seconds)
         self.resumes = self._seams.resumes
         self._spawn(self._watch())
 

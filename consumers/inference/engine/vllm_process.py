@@ -76,9 +76,9 @@ class VllmProcess:
         found.update(more if isinstance(more, list) else [more])
         return [token_id for token_id in found if token_id is not None]
 
-    def seams(self) -> Seams:
+    def seams(self, compile_seconds: float) -> Seams:
         """What this engine can go on with; reads the vocabulary: a second for a large one."""
-        return Seams.open(self._llm.vllm_config, self.tokenizer, self.end_ids())
+        return Seams.open(self._llm.vllm_config, self.tokenizer, self.end_ids(), compile_seconds)
 
     async def add(
         self,

@@ -19,7 +19,6 @@ from consumers.inference.engine.vllm_arguments import CONTINUATION, Continued
 from consumers.inference.engine.vllm_choice import Choice
 from consumers.inference.engine.vllm_seams import structured_outputs
 from core.errors import Refusal
-from core.limits import DEFAULT_LIMITS
 from schemas.requests import Body, Message
 
 _SEED_STRIDE = 1_000_003
@@ -39,15 +38,24 @@ class Prepared:
 
 
 class Preparer:
-    """Turns runs into token ids and choices for one model. `end_ids` end an answer."""
+    """Turns runs into token ids and choices for one model. `end_ids` end an answer.
+
+    `max_tokens_default` is what a run without `max_tokens` may have, if the context leaves it.
+    """
 
     def __init__(
-        self, tokenizer: Any, name: str, context_tokens: int, end_ids: Sequence[int]
+        self,
+        tokenizer: Any,
+        name: str,
+        context_tokens: int,
+        max_tokens_default: int,
+        end_ids: Sequence[int],
     ) -> None:
         self._tokenizer = tokenizer
         self._name = name
         self._context_tokens = context_tokens
         self._end_ids = frozenset(end_ids)
+        self._max_tokens_default = max_tokens_default
 
     def prepare(self, run: Run) -> Prepared:
         """Raises Refusal, whose message never repeats the prompt."""
@@ -116,7 +124,7 @@ class Preparer:
                 + (" or lower max_tokens." if wanted else "."),
                 param="messages" if wanted is None else "max_tokens",
             )
-        return min(DEFAULT_LIMITS.max_tokens_default, left) if wanted is None else wanted
+        return min(self._max_tokens_default, left) if wanted is None else wanted
 
 
 def compilers_for(schema: dict[str, Any]) -> list[str]:

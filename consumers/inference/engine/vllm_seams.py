@@ -27,14 +27,10 @@ from consumers.inference.engine.vllm_continuation import (
     open_matcher,
 )
 from core.errors import Refusal
-from core.limits import DEFAULT_LIMITS
 from core.recovery import unfaithful
 from schemas.requests import ResponseFormat
 
 log = logging.getLogger(__name__)
-
-COMPILE_SECONDS_MAX = DEFAULT_LIMITS.schema_compile_seconds
-"""The other half compiles once more, and its whole batch waits for that."""
 
 
 def structured_outputs(wanted: ResponseFormat) -> StructuredOutputsParams:
@@ -58,18 +54,29 @@ class MatcherFollower:
 
 
 class Seams:
-    """Of one engine. `resumes` is what `Engine.resumes` says. One thread compiles grammars."""
+    """Of one engine. `resumes` is what `Engine.resumes` says. One thread compiles grammars.
+
+    A grammar that takes longer than `compile_seconds` is not followed: the other half compiles it
+    once more, and its whole batch waits for that.
+    """
 
     def __init__(
-        self, resumes: frozenset[Feature] = frozenset(), backend: Any = None, end_ids: Any = ()
+        self,
+        resumes: frozenset[Feature] = frozenset(),
+        backend: Any = None,
+        end_ids: Any = (),
+        compile_seconds: float = 0.0,
     ) -> None:
         self.resumes = resumes
         self._backend = backend
         self._end_ids = set(end_ids)
+        self._compile_seconds = compile_seconds
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="grammar")
 
     @classmethod
-    def open(cls, config: Any, tokenizer: Any, end_ids: Sequence[int]) -> "Seams":
+    def open(
+        cls, config: Any, tokenizer: Any, end_ids: Sequence[int], compile_seconds: float
+    ) -> "Seams":
         """As vLLM's settings allow. Reads the vocabulary: a second for a large one."""
         if PROCESSOR not in (config.model_config.logits_processors or ()):
             return cls()
@@ -81,7 +88,7 @@ class Seams:
         if backend is None:
             log.warning("a guided answer is not resumed: vLLM is set to follow grammars otherwise")
             return cls(FEATURES - {"response_format"})
-        return cls(FEATURES, backend, end_ids)
+        return cls(FEATURES, backend, end_ids, compile_seconds)
 
     async def prepare(self, run: Run, choices: Sequence[Choice]) -> None:
         """Gives a follower to each choice that needs one.
@@ -100,7 +107,7 @@ class Seams:
                 continue
             logged_ids = choice.prompt_ids[len(choice.prompt_ids) - choice.count :]
             try:
-                async with asyncio.timeout(COMPILE_SECONDS_MAX):
+                async with asyncio.timeout(self._compile_seconds):
                     follower = await loop.run_in_executor(self._pool, self._follow, wanted)
             except TimeoutError:
                 follower = None

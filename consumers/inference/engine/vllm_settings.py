@@ -37,7 +37,7 @@ def make_vllm_engine(
 
     Raises EngineOptionError.
     """
-    _prepare_environment(model)
+    _prepare_environment(model, options)
     from vllm.engine.arg_utils import AsyncEngineArgs  # noqa: PLC0415 after the environment
     from vllm.platforms import current_platform  # noqa: PLC0415
 
@@ -64,7 +64,7 @@ def make_vllm_engine(
     arguments["logits_processors"] = _processors(found)
     name = arguments.get("served_model_name") or Path(model).name
     try:
-        return VllmEngine(AsyncEngineArgs(**arguments), _first(name), limits.schema_compile_seconds)
+        return VllmEngine(AsyncEngineArgs(**arguments), _first(name), limits)
     except (ValueError, TypeError) as error:
         raise EngineOptionError(f"vLLM refuses these engine options: {error}") from error
 
@@ -98,13 +98,15 @@ def cpu_dtype(cpuinfo: Path) -> tuple[str, str]:
     return ("bfloat16", ", ".join(sorted(found))) if found else ("float32", "no bf16")
 
 
-def _prepare_environment(model: str) -> None:
+def _prepare_environment(model: str, options: Sequence[str]) -> None:
     """Settings that vLLM takes from nowhere else; what the operator set stays."""
     if Path(model).is_dir():
         # a local folder is complete; a look at the network would only delay or fail the start
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    # GiB; without it vLLM asks for nearly all of a memory node, and refuses to start
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    # GiB; without it vLLM asks for nearly all of a memory node, and refuses to start. But it wins
+    # over the option for the same, which then would do nothing.
+    if not any(option.startswith("kv_cache_memory_bytes=") for option in options):
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     # a fork would copy this process's threads, sockets and event loop into the engine
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")

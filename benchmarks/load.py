@@ -1,0 +1,85 @@
+"""Orders to the load client, and the process that carries them out."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from types import TracebackType
+from typing import Literal, Self
+
+Kind = Literal["accept", "whole", "streamed"]
+
+PATHS: dict[Kind, str] = {
+    "accept": "/v1/requests",
+    "whole": "/v1/chat/completions",
+    "streamed": "/v1/chat/completions",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """`requests` requests over `clients` connections; prompts are numbered from `first`."""
+
+    port: int
+    key: str
+    kind: Kind
+    requests: int
+    clients: int
+    tokens: int
+    first: int = 0
+    client: Literal["raw", "httpx"] = "raw"
+    check: bool = False
+    """Compare every answer word for word: costs the client much CPU, the servers none."""
+    keep_times: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """What the client measured of itself."""
+
+    seconds: float
+    cpu_seconds: float
+    first_byte_seconds: Sequence[float]
+
+
+class LoadClient:
+    """The process. Used as a context manager."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.load_client"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def carry_out(self, order: Order) -> Carried:
+        """Blocks until all is answered. Raises SystemExit if the client gave up."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(asdict(order)) + "\n")
+        self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit("the load client gave up: the line above says why")
+        return Carried(**json.loads(line))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        if self._process.stdout is not None:
+            self._process.stdout.close()

@@ -1,0 +1,191 @@
+"""What a takeover costs by the number of requests that were running, and beside a backlog.
+
+    python -m benchmarks.recovery
+
+For each case one worker on a real Kafka runs so many requests (the suspects of the takeover to come),
+and so many more wait behind them on the same topic. The worker is killed; `inferlog up` starts it
+again, and the new process takes the partitions over: it must read what had been said of the suspects,
+and nothing of the backlog. Measured: from the kill to the next token of each request (start of the
+process included), the takeover itself (the worker's own metric), and memory.
+"""
+
+import argparse
+import asyncio
+import os
+import secrets
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Collection, Sized
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.results_file import Run, percentile
+from benchmarks.stack import RunningStack
+from core.stream import Key, Reader
+from schemas.codec import decode_reply, encode
+from schemas.envelope import request_headers
+from schemas.ids import RANDOM_BITS, make_request_id
+from schemas.replies import Tokens
+from schemas.requests import COMPLETIONS, Body, Deadlines, Request
+from topics.catalogue import REPLIES, request_topic
+from topics.kafka import KafkaLog
+from topics.ports import Partition
+
+TOKENS_PER_SECOND = 5
+HISTORY_SECONDS = 10.0  # for so long the requests speak before the kill
+ANSWER_TOKENS = 100_000
+RESUME_SECONDS = 120.0
+TOPIC = request_topic("default", "standard")
+CASES = ((10, 0), (100, 0), (1000, 0), (100, 100_000), (1000, 100_000))
+
+
+@dataclass
+class Heard:
+    """The visible tokens of every request: by which epoch, and when the first of each epoch came."""
+
+    first_s: dict[Key, dict[int, float]] = field(default_factory=dict)
+
+    def see(self, event: Tokens, now_s: float) -> None:
+        """Notes the first token of an epoch."""
+        self.first_s.setdefault((event.tenant, event.id), {}).setdefault(event.epoch, now_s)
+
+    def since(self, killed_s: float, keys: Collection[Key]) -> list[float]:
+        """Of these requests: seconds from the kill to the first token of an epoch after it."""
+        firsts = ([it for it in self.first_s[key].values() if it > killed_s] for key in keys)
+        return [min(first) - killed_s for first in firsts if first]
+
+
+async def listen(log: KafkaLog, heard: Heard) -> None:
+    """Feeds `heard` from now on, for ever."""
+    count = await log.partition_count(REPLIES)
+    readers = [Reader() for _ in range(count)]
+    tail = await log.tail({Partition(REPLIES, index): 0 for index in range(count)})
+    while True:
+        for record in await tail.read(max_wait_seconds=0.5):
+            now_s = time.monotonic()
+            for event in readers[record.partition].feed(decode_reply(record.value)):
+                if isinstance(event, Tokens):
+                    heard.see(event, now_s)
+
+
+async def produce(log: KafkaLog, count: int) -> None:
+    """Appends so many requests, spread over all partitions of the topic."""
+    partitions = await log.partition_count(TOPIC)
+    replies = await log.partition_count(REPLIES)
+    appender = await log.appender(linger_ms=5)
+    deadlines = Deadlines(start_seconds=3600.0, first_token_seconds=3600.0, total_seconds=3600.0)
+    try:
+        for start in range(0, count, 1000):
+            acks = []
+            for number in range(start, min(start + 1000, count)):
+                now_ms = time.time_ns() // 1_000_000
+                request = Request(
+                    id=make_request_id(now_ms, number % replies, secrets.randbits(RANDOM_BITS)),
+                    tenant="default",
+                    tier="standard",
+                    model="scripted",
+                    endpoint=COMPLETIONS,
+                    body=Body(prompt=f"prompt {number} " + "word " * 60, max_tokens=ANSWER_TOKENS),
+                    deadlines=deadlines,
+                )
+                headers = request_headers(request.id, request.tenant, now_ms)
+                partition = number % partitions
+                acks.append(appender.append(TOPIC, partition, encode(request), headers=headers))
+            for ack in acks:
+                await ack
+    finally:
+        await appender.close()
+
+
+async def until(count: int, values: Callable[[], Sized], seconds: float, what: str) -> None:
+    """Waits until `values()` has so many."""
+    until_s = time.monotonic() + seconds
+    while len(values()) < count:
+        if time.monotonic() > until_s:
+            raise SystemExit(f"{len(values())} of {count} {what} in {seconds:.0f} s")
+        await asyncio.sleep(0.02)
+
+
+async def measure(suspects: int, backlog: int) -> dict[str, Any]:
+    """One case."""
+    options = (f"slots={suspects}", f"tokens_per_second={TOKENS_PER_SECOND}")
+    words = [
+        word for it in (*options, "context_tokens=1000000") for word in ("--engine-option", it)
+    ]
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        RunningStack(Path(folder), "--workers", "1", *words) as stack,
+    ):
+        log = KafkaLog(stack.bootstrap, client_id="recovery-bench")
+        heard = Heard()
+        listening = asyncio.create_task(listen(log, heard))
+        try:
+            idle_bytes = stack.memory_bytes("worker")
+            await produce(log, suspects)
+            await until(suspects, lambda: heard.first_s, 60.0, "requests spoke")
+            running = frozenset(heard.first_s)
+            await produce(log, backlog)
+            await asyncio.sleep(HISTORY_SECONDS)
+            running_bytes = stack.memory_bytes("worker")
+            (killed,) = stack.processes("worker")
+            killed_s = time.monotonic()
+            os.kill(killed.pid, signal.SIGKILL)
+            await until(
+                suspects, lambda: heard.since(killed_s, running), RESUME_SECONDS, "requests went on"
+            )
+            pauses = heard.since(killed_s, running)
+            (worker,) = stack.processes("worker")
+            cpu = worker.cpu_times()
+            takeover_s = stack.metric("worker", "inferlog_takeover_seconds_sum")
+            resumed = stack.metric("worker", "inferlog_suspects_total", 'verdict="resume"')
+        finally:
+            listening.cancel()
+            await asyncio.gather(listening, return_exceptions=True)
+            await log.close()
+        return {
+            "suspects": suspects,
+            "backlog": backlog,
+            "resumed": int(resumed),
+            "started_from_the_backlog": len(heard.first_s) - suspects,
+            "kill_to_next_token_seconds": {
+                "p50": round(percentile(pauses, 0.5), 3),
+                "p95": round(percentile(pauses, 0.95), 3),
+                "max": round(max(pauses), 3),
+            },
+            "takeover_seconds_of_4_tiers": round(takeover_s, 3),
+            "cpu_seconds_since_start": round(cpu.user + cpu.system, 2),
+            "memory_mib": {
+                "idle_before": round(idle_bytes / 2**20, 1),
+                "running_before_kill": round(running_bytes / 2**20, 1),
+                "peak_of_the_new_process": round(peak_bytes(worker.pid) / 2**20, 1),
+            },
+        }
+
+
+def peak_bytes(pid: int) -> int:
+    """The most memory that a process ever held (Linux)."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    raise SystemExit("this system does not tell a process's high-water mark")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--repeats", type=int, default=3, help="of each case (default 3)")
+    chosen = parser.parse_args()
+    run = Run("recovery", {"repeats": chosen.repeats, "tokens_per_second": TOKENS_PER_SECOND})
+    measured: list[dict[str, Any]] = []
+    for turn in range(chosen.repeats):
+        for case in CASES if turn % 2 == 0 else reversed(CASES):
+            measured.append(asyncio.run(measure(*case)))
+            print(measured[-1], flush=True)
+    run.keep({"cases": measured})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""What is kept of a run: the figures with the machine, versions, settings and commit."""
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+RESULTS = Path(__file__).parent / "results"
+PACKAGES = ("aiokafka", "fastapi", "httptools", "msgspec", "sse-starlette", "uvicorn", "uvloop")
+FLAGS = ("avx2", "avx512f", "amx_tile")
+CHANGES = ("status", "--porcelain", "--untracked-files=no", ".", ":!benchmarks/results", ":!docs")
+"""What a run of another benchmark writes is no change of what is measured."""
+
+
+def _cpu() -> tuple[str, list[str]]:
+    """Model and the flags that matter; empty where the system does not say."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor(), []
+    said = {key.strip(): value for key, _, value in (line.partition(": ") for line in lines)}
+    flags = set(said.get("flags", "").split())
+    return said.get("model name", platform.processor()), [it for it in FLAGS if it in flags]
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "missing"
+
+
+def _git(*words: str) -> str:
+    try:
+        done = subprocess.run(
+            ["git", *words], cwd=RESULTS.parents[1], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return done.stdout.strip()
+
+
+def load_average() -> list[float]:
+    """Of the last 1, 5 and 15 minutes: more than the benchmark's own share is a neighbour's."""
+    return [round(it, 2) for it in os.getloadavg()]
+
+
+class Run:
+    """Made at the start of a benchmark; `keep` at its end."""
+
+    def __init__(self, name: str, settings: Mapping[str, Any]) -> None:
+        self._name = name
+        self._settings = dict(settings)
+        self._started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        self._load_before = load_average()
+
+    def keep(self, figures: Mapping[str, Any]) -> Path:
+        """Writes `results/<name>.json`; the one before is in the history."""
+        model, flags = _cpu()
+        memory_gib = psutil.virtual_memory().total / 2**30
+        kept = {
+            "benchmark": self._name,
+            "commit": _git("rev-parse", "HEAD"),
+            "changed_since_commit": bool(_git(*CHANGES)),
+            "started": self._started,
+            "ended": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "machine": {
+                "cores": os.cpu_count(),
+                "cpu": model,
+                "flags": flags,
+                "memory_gib": round(memory_gib, 1),
+                "system": f"{platform.system()} {platform.release()}",
+                "python": platform.python_version(),
+                "load_average_before": self._load_before,
+                "load_average_after": load_average(),
+            },
+            "versions": {package: _version(package) for package in PACKAGES},
+            "settings": self._settings,
+            "figures": dict(figures),
+        }
+        RESULTS.mkdir(exist_ok=True)
+        path = RESULTS / f"{self._name}.json"
+        path.write_text(json.dumps(kept, indent=1) + "\n")
+        print(f"kept in benchmarks/results/{path.name}")
+        return path
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """Nearest rank."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+def spread(values: Sequence[float], digits: int = 0) -> str:
+    """Median, and in brackets the lowest and the highest."""
+    middle, low, high = statistics.median(values), min(values), max(values)
+    return f"{middle:,.{digits}f} ({low:,.{digits}f} to {high:,.{digits}f})"

@@ -1,0 +1,151 @@
+"""Answers that this replica saw to their end, for a while: asking again costs no scan of the log.
+
+What it keeps is what the reader's rule accepted, up to the terminal, so it is what any replica would
+read back. It is bounded in bytes and in time, and keyed by tenant and id.
+"""
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+
+from core.limits import Limits
+from core.stream import Key, Visible, is_terminal
+from runtime.metrics import Metrics
+from schemas.replies import Accepted, Started, Tokens
+
+EVENT_BYTES = 512
+"""About what an event takes with its id, tenant, origin and containers."""
+TOKEN_BYTES = 40
+LOGPROB_BYTES = 256
+
+
+def size_of(event: Visible) -> int:
+    """About how many bytes of memory an event holds."""
+    if not isinstance(event, Tokens):
+        return 2 * EVENT_BYTES + _echo_size(event)
+    size = EVENT_BYTES + TOKEN_BYTES * len(event.token_ids) + 4 * len(event.text)
+    if event.logprobs is not None:
+        size += sum(LOGPROB_BYTES * (1 + len(it.top)) for it in event.logprobs)
+    return size
+
+
+def _echo_size(event: Visible) -> int:
+    echo = event.info.response if isinstance(event, Accepted | Started) else None
+    if echo is None:
+        return 0
+    pairs = (echo.metadata or {}).items()
+    texts = 4 * (len(echo.instructions or "") + sum(len(name) + len(it) for name, it in pairs))
+    return texts + 16 * len(str(echo.text_format or ""))
+
+
+class Recording:
+    """An answer on its way into the cache; `close` it when no more of it will be seen here."""
+
+    def __init__(self, cache: "ResultCache", key: Key) -> None:
+        self.key = key
+        self.events: list[Visible] = []
+        self.bytes = 0
+        self.ends_s = 0.0
+        self._cache: ResultCache | None = cache
+
+    def add(self, events: Sequence[Visible]) -> None:
+        """Takes what was accepted next; with the terminal the answer is in the cache."""
+        if self._cache is None:
+            return
+        for event in events:
+            info = event.info if isinstance(event, Accepted | Started) else None
+            if info is not None and info.response is not None and not info.response.store:
+                self.close()  # it was asked not to be kept
+                return
+        self.events += events
+        self._cache.grow(self, sum(size_of(event) for event in events))
+        if self._cache is not None and events and is_terminal(events[-1]):
+            self._cache.finish(self)
+
+    def detach(self) -> None:
+        """Takes no more."""
+        self._cache = None
+
+    def close(self) -> None:
+        """Lets go of an answer that has not come to its end. Idempotent."""
+        if self._cache is not None:
+            self._cache.discard(self)
+
+
+class ResultCache:
+    """(tenant, id) -> the visible events of a finished answer."""
+
+    def __init__(
+        self, limits: Limits, metrics: Metrics, now_s: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._limits = limits
+        self._metrics = metrics
+        self._now_s = now_s
+        self._finished: OrderedDict[Key, Recording] = OrderedDict()
+        self._recordings: dict[Key, Recording] = {}
+        self._bytes = 0
+
+    def __len__(self) -> int:
+        """How many answers are kept."""
+        return len(self._finished)
+
+    def get(self, key: Key) -> list[Visible] | None:
+        """The whole answer, or None: read it from the log."""
+        self.prune()
+        found = self._finished.get(key)
+        self._metrics.result_cache.labels("miss" if found is None else "hit").inc()
+        return None if found is None else list(found.events)
+
+    def record(self, key: Key) -> Recording | None:
+        """Begins an answer; None if it is here, or on its way, already."""
+        if key in self._finished or key in self._recordings:
+            return None
+        recording = self._recordings[key] = Recording(self, key)
+        return recording
+
+    def grow(self, recording: Recording, size: int) -> None:
+        """Counts what a recording took; the oldest answers, at last itself, make room for it."""
+        recording.bytes += size
+        self._count(size)
+        while self._bytes > self._limits.result_cache_bytes and self._finished:
+            self._evict("bytes")
+        if self._bytes > self._limits.result_cache_bytes:
+            self._metrics.result_cache_evictions.labels("bytes").inc()
+            self.discard(recording)
+
+    def finish(self, recording: Recording) -> None:
+        """From now on the answer is found."""
+        del self._recordings[recording.key]
+        recording.detach()
+        recording.ends_s = self._now_s() + self._limits.result_cache_seconds
+        self._finished[recording.key] = recording
+        self.prune()
+
+    def discard(self, recording: Recording) -> None:
+        """Forgets an answer on its way."""
+        if self._recordings.pop(recording.key, None) is not None:
+            recording.detach()
+            recording.events = []
+            self._count(-recording.bytes)
+
+    def drop(self, key: Key) -> None:
+        """Forgets a request that was deleted, finished or not."""
+        if (found := self._finished.pop(key, None)) is not None:
+            self._count(-found.bytes)
+        if (running := self._recordings.get(key)) is not None:
+            self.discard(running)
+
+    def prune(self) -> None:
+        """Forgets what is too old."""
+        now_s = self._now_s()
+        while self._finished and next(iter(self._finished.values())).ends_s <= now_s:
+            self._evict("age")
+
+    def _evict(self, reason: str) -> None:
+        _, oldest = self._finished.popitem(last=False)
+        self._count(-oldest.bytes)
+        self._metrics.result_cache_evictions.labels(reason).inc()
+
+    def _count(self, change: int) -> None:
+        self._bytes += change
+        self._metrics.result_cache_bytes.set(self._bytes)
