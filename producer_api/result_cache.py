@@ -53,6 +53,8 @@ class Recording:
         if self._cache is None:
             return
         for event in events:
+            if isinstance(event, Tokens):
+                continue
             info = event.info if isinstance(event, Accepted | Started) else None
             if info is not None and info.response is not None and not info.response.store:
                 self.close()  # it was asked not to be kept
@@ -84,6 +86,7 @@ class ResultCache:
         self._finished: OrderedDict[Key, Recording] = OrderedDict()
         self._recordings: dict[Key, Recording] = {}
         self._bytes = 0
+        metrics.result_cache_bytes.set_function(lambda: self._bytes)
 
     def __len__(self) -> int:
         """How many answers are kept."""
@@ -106,7 +109,7 @@ class ResultCache:
     def grow(self, recording: Recording, size: int) -> None:
         """Counts what a recording took; the oldest answers, at last itself, make room for it."""
         recording.bytes += size
-        self._count(size)
+        self._bytes += size
         while self._bytes > self._limits.result_cache_bytes and self._finished:
             self._evict("bytes")
         if self._bytes > self._limits.result_cache_bytes:
@@ -126,12 +129,12 @@ class ResultCache:
         if self._recordings.pop(recording.key, None) is not None:
             recording.detach()
             recording.events = []
-            self._count(-recording.bytes)
+            self._bytes -= recording.bytes
 
     def drop(self, key: Key) -> None:
         """Forgets a request that was deleted, finished or not."""
         if (found := self._finished.pop(key, None)) is not None:
-            self._count(-found.bytes)
+            self._bytes -= found.bytes
         if (running := self._recordings.get(key)) is not None:
             self.discard(running)
 
@@ -143,9 +146,5 @@ class ResultCache:
 
     def _evict(self, reason: str) -> None:
         _, oldest = self._finished.popitem(last=False)
-        self._count(-oldest.bytes)
+        self._bytes -= oldest.bytes
         self._metrics.result_cache_evictions.labels(reason).inc()
-
-    def _count(self, change: int) -> None:
-        self._bytes += change
-        self._metrics.result_cache_bytes.set(self._bytes)

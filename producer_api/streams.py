@@ -78,6 +78,7 @@ class ReplyStream:
         self._source: Source | None = None
         self._asked_s = 0.0  # the loop's time at which the source was opened
         self._late_by = late_by
+        self._on_time_until_s = 0.0  # the loop's time before which it cannot count as expired
         self._consumed = 0  # visible events read from mailbox or log
         self._total_seconds: float | None = None
         self._started = False
@@ -153,8 +154,12 @@ class ReplyStream:
 
         What was read before may lag behind the log: its terminal may lie there unread.
         """
+        if now_s < self._on_time_until_s or self._ahead:
+            return False
         late_s = self._late_by(self.request_id, self._total_seconds)
-        if late_s <= 0 or self._ahead:
+        if late_s <= 0:
+            # not asked for every token; the broker's clock is heard anew once a second
+            self._on_time_until_s = now_s + min(-late_s, 1.0)
             return False
         if self._source is None or self._asked_s < now_s - late_s:
             if self._mailbox is not None:
@@ -200,7 +205,9 @@ class ReplyStream:
             if isinstance(event, Tokens):
                 self.position += len(event.token_ids)
             elif isinstance(event, Accepted | Started):
-                self._total_seconds = event.info.total_seconds
+                if self._total_seconds != event.info.total_seconds:
+                    self._total_seconds = event.info.total_seconds
+                    self._on_time_until_s = 0.0
                 if isinstance(event, Started):
                     if self._started:
                         continue

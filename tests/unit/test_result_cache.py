@@ -27,7 +27,7 @@ class Place:
         return ResultCache(limits, self.metrics, lambda: self.now_s)
 
     def bytes(self) -> float:
-        held: float = self.metrics.result_cache_bytes._value.get()
+        held: float = next(iter(self.metrics.result_cache_bytes.collect())).samples[0].value
         return held
 
 
