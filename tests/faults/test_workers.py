@@ -67,12 +67,15 @@ async def test_a_zombie_wakes_up_and_is_not_heard(stack: RunningStack, load: Loa
 async def test_zombies_by_turns(stack: RunningStack, load: Load) -> None:
     """Row 2, several times, each worker, and an API replica for as long."""
     stopped = ["worker-0", "worker-1", "api-0"] * 3
-    async with load(stack, 104, requests=1200, ok_share=1.0) as clients:
+    # whoever is published while its replica stands still for longer than a publish may take is told
+    # that its outcome is unknown; nothing else may happen to anybody
+    async with load(stack, 104, requests=1200, ok_share=0.98) as clients:
         for number, name in enumerate(stopped):
             await asyncio.sleep(1.0)
             pid = stack.signal(name, signal.SIGSTOP)
             await asyncio.sleep(SESSION_SECONDS + 1.0 + 0.3 * number)
             os.kill(pid, signal.SIGCONT)
+    assert {it.error for it in clients.history} <= {None, "outcome_unknown"}
     assert clients.read is not None
     taken_over = sum(1 for it in clients.read.replies.answers.values() if len(it.starts) > 1)
     assert taken_over > 0
