@@ -62,12 +62,15 @@ async def listen(log: KafkaLog, heard: Heard) -> None:
     count = await log.partition_count(REPLIES)
     readers = [Reader() for _ in range(count)]
     tail = await log.tail({Partition(REPLIES, index): 0 for index in range(count)})
-    while True:
-        for record in await tail.read(max_wait_seconds=0.5):
-            now_s = time.monotonic()
-            for event in readers[record.partition].feed(decode_reply(record.value)):
-                if isinstance(event, Tokens):
-                    heard.see(event, now_s)
+    try:
+        while True:
+            for record in await tail.read(max_wait_seconds=0.5):
+                now_s = time.monotonic()
+                for event in readers[record.partition].feed(decode_reply(record.value)):
+                    if isinstance(event, Tokens):
+                        heard.see(event, now_s)
+    finally:
+        await tail.close()
 
 
 async def produce(log: KafkaLog, count: int) -> None:

@@ -74,11 +74,15 @@ async def tail(bootstrap: str, watch: Watch) -> None:
     count = await log.partition_count(REPLIES)
     readers = [Reader() for _ in range(count)]
     reading = await log.tail({Partition(REPLIES, index): 0 for index in range(count)})
-    while True:
-        for record in await reading.read(max_wait_seconds=0.5):
-            now_s = time.monotonic()
-            for event in readers[record.partition].feed(decode_reply(record.value)):
-                watch.see(event, now_s)
+    try:
+        while True:
+            for record in await reading.read(max_wait_seconds=0.5):
+                now_s = time.monotonic()
+                for event in readers[record.partition].feed(decode_reply(record.value)):
+                    watch.see(event, now_s)
+    finally:
+        await reading.close()
+        await log.close()
 
 
 async def stream(client: httpx.AsyncClient, url: str, index: int) -> None:

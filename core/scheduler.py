@@ -45,7 +45,8 @@ from schemas.requests import TIERS, Tier
 class Scheduler:
     """Premium first, first come first served within a tier, up to the engine's slots.
 
-    What an earlier owner had begun goes before the rest of its tier. What may be poison runs alone: see `core.solitude`.
+    What an earlier owner had begun goes before the rest of its tier. What may be poison runs alone:
+    see `core.solitude`.
     """
 
     def __init__(

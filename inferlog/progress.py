@@ -6,6 +6,8 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 
+from inferlog.terminal import tell
+
 TELL_SECONDS = 10.0
 HELD_LINES_MAX = 100
 
@@ -18,7 +20,7 @@ def progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
 
         def line(done: int) -> None:
             if done % step == 0 or done == total:
-                print(f"{title}: {done} of {total}", file=sys.stderr, flush=True)
+                tell(f"{title}: {done} of {total}")
 
         yield line
         return
@@ -38,7 +40,7 @@ async def waiting(title: str) -> AsyncIterator[None]:
     async def lines() -> None:
         while True:
             await asyncio.sleep(TELL_SECONDS)
-            print(f"{title}: {time.monotonic() - began_s:.0f} s", file=sys.stderr, flush=True)
+            tell(f"{title}: {time.monotonic() - began_s:.0f} s")
 
     if sys.stderr.isatty():
         from rich.console import Console  # noqa: PLC0415  (only on a terminal)
@@ -67,7 +69,7 @@ class Reports:
     def __call__(self, line: str) -> None:
         """Says it now, or when it is no longer held back."""
         if self._held is None:
-            print(self._stamp(line), file=sys.stderr, flush=True)
+            tell(self._stamp(line))
         elif len(self._held) < HELD_LINES_MAX:
             self._held.append(self._stamp(line))
 
@@ -80,4 +82,4 @@ class Reports:
         finally:
             lines, self._held = self._held, None
             for line in lines:
-                print(line, file=sys.stderr, flush=True)
+                tell(line)

@@ -1,5 +1,6 @@
-"""What standard output is: how wide, and what it can show."""
+"""What the terminal is: how wide, what it can show, whether it is still there."""
 
+import contextlib
 import io
 import os
 import sys
@@ -18,6 +19,15 @@ def console() -> "Console":
 
     known = sys.stdout.isatty() or "COLUMNS" in os.environ
     return Console(width=None if known else PIPED_COLUMNS)
+
+
+def tell(line: str) -> None:
+    """A line on standard error.
+
+    A terminal that is gone, or a full disk, must not keep the rest from being ended in order.
+    """
+    with contextlib.suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
 
 
 def show_anything() -> None:

@@ -1,6 +1,5 @@
 """`inferlog up`: everything on one machine, kept running until a signal."""
 
-import contextlib
 import sys
 import time
 
@@ -9,6 +8,7 @@ from inferlog.launch import run_process
 from inferlog.local_ports import url_host
 from inferlog.settings import UpCommand
 from inferlog.stack import Stack
+from inferlog.terminal import tell
 from runtime.logs import LogSettings
 from runtime.service import EXIT_FORCED, EXIT_OK, Lifecycle, signals_to
 
@@ -16,12 +16,8 @@ STOP_SECONDS = 40.0
 
 
 def report(line: str) -> None:
-    """A line of progress, with the time.
-
-    A terminal that is gone, or a full disk, must not keep the rest from being ended in order.
-    """
-    with contextlib.suppress(OSError):
-        print(stamped(line), file=sys.stderr, flush=True)
+    """A line of progress, with the time."""
+    tell(stamped(line))
 
 
 def stamped(line: str) -> str:

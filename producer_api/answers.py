@@ -12,7 +12,7 @@ from starlette.responses import Response
 from core.errors import InferlogError, Refusal
 from core.limits import Limits
 from core.stream import Visible, is_terminal
-from producer_api.error_responses import error_response, refusal_of
+from producer_api.error_responses import JSON, error_response, refusal_of
 from producer_api.event_stream import HEARTBEAT, EventStream
 from producer_api.rendering import Renderer, whole_body
 from producer_api.streams import ClientGone, ReplyStream, ShuttingDown
@@ -20,7 +20,6 @@ from schemas.replies import Tokens
 from schemas.requests import RequestInfo
 
 RETRY_MS = 1000
-JSON = "application/json"
 
 OnGone = Callable[[], None]
 

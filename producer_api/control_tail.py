@@ -15,9 +15,10 @@ from runtime.clock import BrokerClock
 from runtime.metrics import Metrics
 from schemas.codec import UndecodableRecord, decode_control
 from schemas.operations import Control
+from topics.catalogue import CONTROL
 from topics.ports import Log, LogError, OffsetOutOfRange, Partition, Record, Tail
 
-CONTROL = Partition("control", 0)
+HERE = Partition(CONTROL, 0)
 
 _log = logging.getLogger(__name__)
 
@@ -60,11 +61,11 @@ class ControlTail:
     async def _open(self) -> None:
         kept_s = self._limits.reply_retention_seconds + self._limits.clock_skew_seconds
         since_ms = max(0, int(self._clock.now_ms() - 1000 * kept_s))
-        self._position = (await self._log.offsets_at({CONTROL: since_ms}))[CONTROL]
+        self._position = (await self._log.offsets_at({HERE: since_ms}))[HERE]
         if self._tail is None:
-            self._tail = await self._log.tail({CONTROL: self._position})
+            self._tail = await self._log.tail({HERE: self._position})
         else:
-            self._tail.assign({CONTROL: self._position})
+            self._tail.assign({HERE: self._position})
 
     async def _run(self) -> None:
         assert self._tail is not None
@@ -77,9 +78,10 @@ class ControlTail:
                 continue
             for record in records:
                 self._take(record)
-            if records:
+            # by the tail's word: the last offset may hold no record (the end of a transaction)
+            if (position := self._tail.position(HERE)) != self._position:
                 async with self._progress:
-                    self._position = records[-1].offset + 1
+                    self._position = position
                     self._progress.notify_all()
             self._prune()
 
@@ -137,7 +139,7 @@ class ControlTail:
 
     async def caught_up(self) -> None:
         """Returns when everything up to an end taken after this call was read. Raises LogError."""
-        end = (await self._log.end_offsets([CONTROL]))[CONTROL]
+        end = (await self._log.end_offsets([HERE]))[HERE]
         if self._position >= end:
             return
         try:

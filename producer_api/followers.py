@@ -8,7 +8,7 @@ clients that resume at once after a replica died cost a handful of readers.
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 from core.errors import InferlogError
 from core.limits import Limits
@@ -77,7 +77,8 @@ class Followers:
         self._limits = limits
         self._metrics = metrics
         self._scans: defaultdict[int, list[SharedScan]] = defaultdict(list)
-        self._waiting: defaultdict[int, list[Member]] = defaultdict(list)
+        # dicts for sets, in the order of coming: thousands may wait, and each is let in and let go
+        self._waiting: defaultdict[int, dict[Member, None]] = defaultdict(dict)
         self._tasks: dict[SharedScan, asyncio.Task[None]] = {}
         self._closed = False
 
@@ -97,7 +98,7 @@ class Followers:
                 self._metrics.scan_members.labels("joined").inc()
                 scan.admit(member)
                 return
-        self._waiting[partition].append(member)
+        self._waiting[partition][member] = None
         self._begin_scans()
 
     def holds(self, partition: int, member: Member) -> bool:
@@ -108,9 +109,7 @@ class Followers:
 
     def leave(self, partition: int, member: Member) -> None:
         """Nobody reads it any more. Idempotent."""
-        waiting = self._waiting[partition]
-        if member in waiting:
-            waiting.remove(member)
+        self._waiting[partition].pop(member, None)
         for scan in self._scans[partition]:
             scan.leave(member)
             if not scan.members and not scan.ended:
@@ -127,10 +126,11 @@ class Followers:
             if len(self._scans[partition]) >= self._limits.scans_per_partition:
                 continue
             if group := self._group(waiting):
-                self._waiting[partition] = [it for it in waiting if it not in group]
+                for member in group:
+                    del waiting[member]
                 self._begin(partition, group)
 
-    def _group(self, waiting: Sequence[Member]) -> list[Member]:
+    def _group(self, waiting: Iterable[Member]) -> list[Member]:
         """Who may start together: of tenants that have room, and one reader's state per key."""
         running: defaultdict[str, int] = defaultdict(int)
         for scan in (it for scans in self._scans.values() for it in scans if not it.caught_up):

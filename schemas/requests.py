@@ -35,9 +35,9 @@ class ResponseFormat(Wire, frozen=True):
 class Body(Wire, frozen=True):
     """The validated, canonical form of what is to be run; the same for every endpoint.
 
-    Exactly one of `messages` (chat, responses) and `prompt` (completions) is set. `max_tokens` None means what
-    the context leaves, at most the default limit. `logprobs` None means none, else the number of
-    alternatives per token (0: the chosen token alone). Bounds are those of `core.limits`.
+    Exactly one of `messages` (chat, responses) and `prompt` (completions) is set. `max_tokens` None
+    means what the context leaves, at most the default limit. `logprobs` None means none, else the
+    number of alternatives per token (0: the chosen token alone). Bounds are those of `core.limits`.
     """
 
     messages: tuple[Message, ...] | None = None

@@ -6,9 +6,10 @@ import logging
 from collections.abc import Callable
 
 from schemas.codec import UndecodableRecord, decode_control
+from topics.catalogue import CONTROL
 from topics.ports import Log, LogError, OffsetOutOfRange, Partition, Record, Tail
 
-CONTROL = Partition("control", 0)
+HERE = Partition(CONTROL, 0)
 
 _log = logging.getLogger(__name__)
 
@@ -25,8 +26,8 @@ class CancelTail:
 
     async def start(self) -> asyncio.Task[None]:
         """Starts at the end; returns the loop, whose failure is the worker's."""
-        self._from = (await self._log.end_offsets([CONTROL]))[CONTROL]
-        self._tail = await self._log.tail({CONTROL: self._from})
+        self._from = (await self._log.end_offsets([HERE]))[HERE]
+        self._tail = await self._log.tail({HERE: self._from})
         return asyncio.create_task(self._run(self._tail), name="cancel-tail")
 
     async def _run(self, tail: Tail) -> None:
@@ -35,9 +36,9 @@ class CancelTail:
                 for record in await tail.read(max_wait_seconds=1.0):
                     self._take(record)
             except OffsetOutOfRange:
-                start = (await self._log.start_offsets([CONTROL]))[CONTROL]
+                start = (await self._log.start_offsets([HERE]))[HERE]
                 _log.critical("control was cut off or recreated: going on from %s", start)
-                tail.assign({CONTROL: start})
+                tail.assign({HERE: start})
 
     def _take(self, record: Record) -> None:
         try:
@@ -52,16 +53,16 @@ class CancelTail:
     async def cover(self, since_ms: int) -> None:
         """Takes every cancel appended since `since_ms`. Raises LogError if the log is away."""
         async with self._covering:
-            start = (await self._log.offsets_at({CONTROL: max(0, since_ms)}))[CONTROL]
+            start = (await self._log.offsets_at({HERE: max(0, since_ms)}))[HERE]
             if start >= self._from:
                 return
-            tail = await self._log.tail({CONTROL: start})
+            tail = await self._log.tail({HERE: start})
             try:
-                while (position := tail.position(CONTROL)) < self._from:
+                while (position := tail.position(HERE)) < self._from:
                     records = await tail.read(max_wait_seconds=0.5)
                     for record in records:
                         self._take(record)
-                    if not records and tail.position(CONTROL) == position:
+                    if not records and tail.position(HERE) == position:
                         await self._still_there()
             finally:
                 await tail.close()
@@ -69,7 +70,7 @@ class CancelTail:
 
     async def _still_there(self) -> None:
         """An empty read may mean that the broker is away: then this raises LogError."""
-        end = (await self._log.end_offsets([CONTROL]))[CONTROL]
+        end = (await self._log.end_offsets([HERE]))[HERE]
         if end < self._from:
             raise LogError("control was recreated while it was read")
 

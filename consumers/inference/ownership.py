@@ -36,8 +36,8 @@ class Owned:
 
     Offsets below `suspect_end` may have been spoken for by older owners: `folds` (one per reply
     partition) say what is visible of them; `found` where their first events lie, up to the offset
-    `last_started`. Nothing may be said on a reply partition from `reply_partitions` on: no fence of this epoch lies there. `moved`: the
-    committed offset was not on the log.
+    `last_started`. Nothing may be said on a reply partition from `reply_partitions` on: no fence of
+    this epoch lies there. `moved`: the committed offset was not on the log.
     """
 
     q: Partition

@@ -19,11 +19,12 @@ from producer_api import growth
 from schemas.codec import decode_fence, decode_reply, encode
 from schemas.fences import Acquired, Fenced, FenceRecord, Still
 from schemas.ids import make_request_id, parse_request_id
+from schemas.operations import Control
 from schemas.replies import Events, Started
 from tests.memory_stack import MemoryStack, scripted_answer, text_of
 from topics import fence_tail
 from topics.broker import LocalCluster
-from topics.catalogue import FENCES, REPLIES, request_topic
+from topics.catalogue import CONTROL, FENCES, REPLIES, request_topic
 from topics.fence_tail import FencesLost, FenceTail
 from topics.kafka import KafkaLog
 from topics.ports import Partition, Record
@@ -231,6 +232,7 @@ async def test_the_marks_that_transactions_leave_hold_nobody_up(place: Place) ->
             events = encode(Events(events=()))
             await plain.send_and_wait(REPLIES, events, partition=index)
         await plain.send_and_wait(FENCES, encode(elsewhere), partition=0)
+        await plain.send_and_wait(CONTROL, encode(Control(kind="drain")), partition=0)
     began_s = asyncio.get_running_loop().time()
     with pytest.raises(Refusal, match="There is no request"):
         await place.api.status("one", make_request_id(int(time.time() * 1000), 0, 7))

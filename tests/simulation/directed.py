@@ -17,7 +17,7 @@ DIRECTED: dict[str, Direct] = {}
 
 
 def directed(direct: Direct) -> Direct:
-    """Registers it under its name, which is that of a mutation."""
+    """Registers it under its name, that of a mutation where there is one."""
     DIRECTED[direct.__name__] = direct
     return direct
 
@@ -186,7 +186,7 @@ def believe_any_ack(plan: WorldPlan) -> None:
 
 
 @directed
-def expired_unread(plan: WorldPlan) -> None:
+def hear_after_all_deadlines(plan: WorldPlan) -> None:
     """Deadlines so short that what is looked at again is past them all, and processes that sleep."""
     _untrimmed(plan)
     plan.tokens_per_second, plan.session_s = 50.0, 6.0  # so that who sleeps loses nothing
@@ -216,8 +216,6 @@ def expired_unread(plan: WorldPlan) -> None:
     plan.troubles.sort(key=lambda it: it.at_s)
 
 
-DIRECTED["forget_claims_by_own_clock"] = forget_claims_unread
-DIRECTED["hear_after_all_deadlines"] = expired_unread
 DIRECTED["nobody_is_late"] = half_fenced_is_not_fenced
 DIRECTED["no_commit_check"] = half_fenced_is_not_fenced
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from inferlog import up
 from inferlog.demo_needs import TWO_WORKERS_MB, how_many_workers
 from inferlog.problems import CommandFailed
 from inferlog.progress import Reports
@@ -326,3 +328,16 @@ def test_reports_do_not_fall_into_a_sentence(capsys: pytest.CaptureFixture[str])
         assert capsys.readouterr().err == "12:00:00  before\n"
     reports("after")
     assert capsys.readouterr().err == "12:00:00  meanwhile\n12:00:00  after\n"
+
+
+def test_what_is_told_to_a_terminal_that_is_gone_ends_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gone = Path(os.devnull).open()  # noqa: SIM115  to write there is an OSError
+    monkeypatch.setattr(sys, "stderr", gone)
+    reports = Reports(str)
+    reports("before")
+    with reports.held():
+        reports("meanwhile")
+    up.report("after")
+    gone.close()

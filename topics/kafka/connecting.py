@@ -1,7 +1,8 @@
 """How aiokafka's clients connect and learn, changed in three places.
 
-It asks without pause for a topic that was deleted under it, and logs each answer. Its own `bootstrap` loses hold of its socket when it is cancelled, hence could only be waited for; and
-a connection that is given up stays open for as long as what was written waits for a frozen peer.
+It asks without pause for a topic that was deleted under it, and logs each answer. Its own `bootstrap`
+loses hold of its socket when it is cancelled, hence could only be waited for; and a connection that is
+given up stays open for as long as what was written waits for a frozen peer.
 """
 
 import asyncio
