@@ -52,7 +52,7 @@ class Gate:
             await self._app(scope, receive, send)
             return
         metrics = self._metrics
-        send = _with_answer_id(_counted(send, scope, metrics))
+        send = _noting(send, scope, metrics)
         metrics.open_requests.inc()
         try:
             await self._pass(scope, receive, send)
@@ -128,29 +128,23 @@ class Gate:
             ) from None
 
 
-def _counted(send: Send, scope: MutableMapping[str, Any], metrics: Metrics) -> Send:
-    """Counts the answer by its route's pattern, never by its path: that may hold an id."""
+def _noting(send: Send, scope: MutableMapping[str, Any], metrics: Metrics) -> Send:
+    """Counts the answer and sees that it can be named; what follows its head passes as it is.
 
-    async def send_counted(message: Message) -> None:
+    It is counted by its route's pattern, never by its path: that may hold an id. Answers that belong
+    to no request get an id of their own.
+    """
+
+    async def send_noted(message: Message) -> None:
         if message["type"] == "http.response.start":
             route = getattr(scope.get("route"), "path", "none")
             metrics.http_responses.labels(route, str(message["status"])).inc()
-        await send(message)
-
-    return send_counted
-
-
-def _with_answer_id(send: Send) -> Send:
-    """Every answer can be named: those that belong to no request get an id of their own."""
-
-    async def send_with_id(message: Message) -> None:
-        if message["type"] == "http.response.start":
             headers = message.setdefault("headers", [])
             if not any(name.lower() == b"x-request-id" for name, _ in headers):
                 headers.append((b"x-request-id", str(uuid.uuid4()).encode()))
         await send(message)
 
-    return send_with_id
+    return send_noted
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

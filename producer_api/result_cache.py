@@ -12,6 +12,7 @@ from core.limits import Limits
 from core.stream import Key, Visible, is_terminal
 from runtime.metrics import Metrics
 from schemas.replies import Accepted, Started, Tokens
+from schemas.requests import RequestInfo
 
 EVENT_BYTES = 512
 """About what an event takes with its id, tenant, origin and containers."""
@@ -38,6 +39,10 @@ def _echo_size(event: Visible) -> int:
     return texts + 16 * len(str(echo.text_format or ""))
 
 
+def _is_not_for_keeping(info: RequestInfo) -> bool:
+    return info.response is not None and not info.response.store
+
+
 class Recording:
     """An answer on its way into the cache; `close` it when no more of it will be seen here."""
 
@@ -52,16 +57,18 @@ class Recording:
         """Takes what was accepted next; with the terminal the answer is in the cache."""
         if self._cache is None:
             return
-        for event in events:
+        size, ended = 0, False
+        for event in events:  # once per token: one pass
+            size += size_of(event)
             if isinstance(event, Tokens):
                 continue
-            info = event.info if isinstance(event, Accepted | Started) else None
-            if info is not None and info.response is not None and not info.response.store:
-                self.close()  # it was asked not to be kept
+            if isinstance(event, Accepted | Started) and _is_not_for_keeping(event.info):
+                self.close()
                 return
+            ended = is_terminal(event)
         self.events += events
-        self._cache.grow(self, sum(size_of(event) for event in events))
-        if self._cache is not None and events and is_terminal(events[-1]):
+        self._cache.grow(self, size)
+        if ended and self._cache is not None:
             self._cache.finish(self)
 
     def detach(self) -> None:

@@ -126,14 +126,14 @@ class ReplyStream:
         the stream. Raises ShuttingDown when this replica goes away, ClientGone after `abandon`,
         LogError if the log cannot be read, Refusal `result_expired` if retention took it meanwhile.
         """
-        loop = asyncio.get_running_loop()
-        until_s = loop.time() + timeout_seconds
+        loop_time = asyncio.get_running_loop().time
+        now_s = loop_time()
+        until_s = now_s + timeout_seconds
         while not self.ended:
             self._check_client()  # it may have left while what came before was being sent
-            over = self._is_over(loop.time())
+            over = now_s >= self._on_time_until_s and self._is_over(now_s)
             # over: what is there is all there will be, and many a client waits less than a slice
-            wait_seconds = 0.0 if over else until_s - loop.time()
-            events = self._deliver(await self._fetch(wait_seconds))
+            events = self._deliver(await self._fetch(0.0 if over else until_s - now_s))
             self._check_client()
             if events:
                 return events
@@ -141,7 +141,8 @@ class ReplyStream:
                 raise ShuttingDown("this replica is shutting down")
             if over:
                 return [self._expired()]
-            if loop.time() >= until_s:
+            now_s = loop_time()
+            if now_s >= until_s:
                 return []
         return []
 
@@ -154,7 +155,7 @@ class ReplyStream:
 
         What was read before may lag behind the log: its terminal may lie there unread.
         """
-        if now_s < self._on_time_until_s or self._ahead:
+        if self._ahead:
             return False
         late_s = self._late_by(self.request_id, self._total_seconds)
         if late_s <= 0:
