@@ -89,7 +89,9 @@ def show_pipeline(figures: Mapping[str, Any]) -> str:
         )
     parts.append(table(["idle, CPU-ms per second", "API", "worker", "broker"], rows))
     if at_once:
-        http = [of_repeats(at_once[it], "client_cpu_us_per_request") for it in ("whole", "whole_httpx")]
+        http = [
+            of_repeats(at_once[it], "client_cpu_us_per_request") for it in ("whole", "whole_httpx")
+        ]
         parts.append(
             table(["load client, CPU-µs per request", "httptools", "httpx"], [["", *http]])
         )
