@@ -14,7 +14,6 @@ from tests.engine_recorder import EngineRecorder
 from topics.broker import LocalCluster
 from topics.kafka_download import libs_dir
 
-
 PROCESSES = ("contract", "faults", "integration", "soak")
 """Folders whose tests start processes, and watch clocks while these run."""
 
