@@ -18,22 +18,20 @@ PROCESSES = ("contract", "faults", "integration", "soak")
 """Folders whose tests start processes, and watch clocks while these run."""
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_itemcollected(item: pytest.Item) -> None:
     """Who runs beside whom, when two processes run the tests (`-n 2`).
 
     One engine and one broker serve all tests of a process: so vLLM's tests are one group, and what
     starts processes of its own is another, since two such at once would disturb each other.
     """
-    for item in items:
-        folder = item.path.parent.name
-        if item.get_closest_marker("vllm"):
-            group = "vllm"
-        elif folder in PROCESSES or item.get_closest_marker("kafka"):
-            group = "processes"
-        else:
-            group = item.path.name
-        item.add_marker(pytest.mark.xdist_group(group))
+    folder = item.path.parent.name
+    if item.get_closest_marker("vllm"):
+        group = "vllm"
+    elif folder in PROCESSES or item.get_closest_marker("kafka"):
+        group = "processes"
+    else:
+        group = item.path.name
+    item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")
