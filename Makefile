@@ -29,7 +29,7 @@ format: $(BIN)/ruff ## Put the code into its form
 	$(BIN)/ruff format .
 
 test: setup ## The everyday tests, real Kafka and real vLLM included
-	$(BIN)/python -m pytest -m "not slow and not soak" -n 2 --dist loadgroup $(PYTEST)
+	$(BIN)/python -m pytest -m "not slow and not soak" $(PYTEST)
 
 test-all: setup ## The long ones as well
 	$(BIN)/python -m pytest -m "not soak" $(PYTEST)

@@ -14,25 +14,6 @@ from tests.engine_recorder import EngineRecorder
 from topics.broker import LocalCluster
 from topics.kafka_download import libs_dir
 
-PROCESSES = ("contract", "faults", "integration", "soak")
-"""Folders whose tests start processes, and watch clocks while these run."""
-
-
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """Who runs beside whom, when two processes run the tests (`-n 2`).
-
-    One engine and one broker serve all tests of a process: so vLLM's tests are one group, and what
-    starts processes of its own is another, since two such at once would disturb each other.
-    """
-    folder = item.path.parent.name
-    if item.get_closest_marker("vllm"):
-        group = "vllm"
-    elif folder in PROCESSES or item.get_closest_marker("kafka"):
-        group = "processes"
-    else:
-        group = item.path.name
-    item.add_marker(pytest.mark.xdist_group(group))
-
 
 @pytest.fixture(scope="session")
 def kafka_libs() -> Path:
