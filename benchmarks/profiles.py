@@ -2,8 +2,8 @@
 
     python -m benchmarks.profiles --case accept --part api
 
-Keeps, per case and part, a flame graph (`.svg`) and the folded stacks (`.txt`) in `build/profiles/`,
-which git ignores, and prints the functions that most of the time is spent in: by themselves, and with
+Keeps, per case and part, the folded stacks in `build/profiles/`, which git ignores (any viewer of flame
+graphs reads them), and prints the functions that most of the time is spent in: by themselves, and with
 all they call. Only samples that were on a CPU count. Needs py-spy (`pip install py-spy`).
 """
 
@@ -41,14 +41,14 @@ def shares(folded: Iterable[str], *, whole: bool) -> list[tuple[str, float]]:
     return [(frame, count / total) for frame, count in counts.most_common(SHOWN)]
 
 
-def record(pid: int, target: Path, seconds: int) -> list[subprocess.Popen[bytes]]:
-    """Starts py-spy on a process: folded stacks, from which the picture is drawn afterwards."""
+def record(pid: int, target: Path, seconds: int) -> "subprocess.Popen[bytes]":
+    """Starts py-spy on a process."""
     spy = shutil.which("py-spy")
     if spy is None:
         raise SystemExit("py-spy is not there: pip install py-spy")
     words = [spy, "record", "--pid", str(pid), "--duration", str(seconds)]
     words += ["--rate", str(SAMPLES_PER_SECOND), "--format", "raw", "--output", str(target)]
-    return [subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)]
+    return subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def profile(case: str, parts: Iterable[str], seconds: int) -> None:
@@ -65,9 +65,7 @@ def profile(case: str, parts: Iterable[str], seconds: int) -> None:
         bench.measure(cases[case])
         files = {part: FOLDER / f"{case}-{part}.txt" for part in parts}
         spies = [
-            spy
-            for part, target in files.items()
-            for spy in record(stack.processes(part)[0].pid, target, seconds)
+            record(stack.processes(part)[0].pid, target, seconds) for part, target in files.items()
         ]
         while any(spy.poll() is None for spy in spies):
             bench.measure(cases[case])

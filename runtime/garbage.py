@@ -9,8 +9,8 @@ import gc
 
 YOUNG_CONTAINERS = 10_000
 """So many more containers than before start a look at the young ones: a walk of about a millisecond."""
-MIDDLE_AFTER = 20
-OLD_AFTER = 50
+MIDDLE_AFTER = 10
+OLD_AFTER = 10
 
 
 def settle() -> None:

@@ -95,7 +95,7 @@ async def test_what_cannot_be_read_is_parked_and_others_run_on(
     "marker",
     [
         pytest.param(POISON[0], id="kills its worker"),
-        pytest.param(POISON[1], id="kills its engine"),
+        pytest.param(POISON[1], id="kills its engine", marks=pytest.mark.slow),
     ],
 )
 async def test_poison_is_parked_and_innocents_are_not(
@@ -160,6 +160,7 @@ def redriven(found: LogView, old_id: str) -> list[str]:
     return texts
 
 
+@pytest.mark.slow
 async def test_letters_redriven_while_others_run_are_new_requests(
     stack: RunningStack, load: Load
 ) -> None:

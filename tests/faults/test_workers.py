@@ -118,7 +118,7 @@ def extra_worker(stack: RunningStack, folder: Path, name: str) -> Iterator[subpr
 
 
 @pytest.mark.parametrize(
-    "seconds", [12, pytest.param(120, marks=[pytest.mark.slow, pytest.mark.timeout(400)])]
+    "seconds", [6, pytest.param(120, marks=[pytest.mark.slow, pytest.mark.timeout(400)])]
 )
 async def test_a_storm_of_rebalances(
     stack: RunningStack, load: Load, tmp_path: Path, seconds: int

@@ -66,7 +66,7 @@ async def test_while_it_loads_the_models_are_announced_as_loading_and_deadlines_
     stack: MemoryStack,
 ) -> None:
     worker = await stack.worker(
-        "tokens_per_second=200", "fail=die_on:poison", make_engine=lambda: SlowToStart(1.0)
+        "tokens_per_second=200", "fail=die_on:poison", make_engine=lambda: SlowToStart(3.0)
     )
     await stack.open_api()
     await stack.ask("poison", 5)

@@ -197,7 +197,7 @@ def test_openais_client_that_closes_a_stream_frees_the_slot(up: Up) -> None:
             model="scripted", messages=ASK, max_tokens=100_000, stream=True
         )
         request_id = next(iter(stream)).id
-        assert up.running() == 1
+        until(lambda: up.running() == 1, 10, "it runs in no slot")
         stream.close()
     until(lambda: up.running() == 0, 10, "the slot is still taken")
     with httpx.Client(headers={"Authorization": f"Bearer {up.key()}"}) as plain:

@@ -128,6 +128,8 @@ def test_ctrl_c_during_set_up_is_one_line(tmp_path: Path) -> None:
         text=True,
         env={**os.environ, "PYTHON": str(python), "INFERLOG_CACHE_DIR": str(tmp_path / "cache")},
         start_new_session=True,
+        # tests that run in the background ignore it, and a shell cannot trap what it was born ignoring
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     ) as process:
         until = time.monotonic() + 15
         began = tmp_path / "python.began"
