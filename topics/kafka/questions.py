@@ -77,38 +77,26 @@ class Questions:
 
     async def _topics(self, names: list[str]) -> dict[str, tuple[int, int, str]]:
         """Name -> (partitions, replication, topic id) of those that exist."""
-
-        async def ask(admin: AIOKafkaAdminClient) -> dict[str, tuple[int, int, str]]:
-            answer = await admin._send_request(TopicMetadataRequest(names))  # noqa: SLF001
-            found = {}
-            for name, (code, partitions, replication, topic_id) in topics_of(answer).items():
-                if for_code(code) is not UnknownTopicOrPartitionError:
-                    check(code, name)
-                    found[name] = (partitions, replication, topic_id)
-            return found
-
-        return await self._admin("asking for topics", ask)
+        return await self._admin("asking for topics", lambda admin: _found(admin, names))
 
     async def describe(self, names: Sequence[str]) -> dict[str, TopicState]:
         """Topics that do not exist are left out."""
-        found = await self._topics(sorted(set(names)))
-        if not found:
-            return {}
-        resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in found]
 
-        async def ask(admin: AIOKafkaAdminClient) -> dict[str, dict[str, str]]:
+        async def ask(admin: AIOKafkaAdminClient) -> dict[str, TopicState]:
+            # one question in two steps: a topic may be deleted between them, then both are asked again
+            found = await _found(admin, sorted(set(names)))
+            resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in found]
             configs: dict[str, dict[str, str]] = {}
-            for answer in await admin.describe_configs(resources):
+            for answer in await admin.describe_configs(resources) if resources else ():
                 for code, _, _, name, entries in answer.resources:
                     check(code, name)
                     configs[name] = {it[0]: it[1] for it in entries if it[1] is not None}
-            return configs
+            return {
+                name: TopicState(name, partitions, replication, configs[name], topic_id)
+                for name, (partitions, replication, topic_id) in found.items()
+            }
 
-        configs = await self._admin("asking for configurations", ask)
-        return {
-            name: TopicState(name, partitions, replication, configs[name], topic_id)
-            for name, (partitions, replication, topic_id) in found.items()
-        }
+        return await self._admin("describing topics", ask)
 
     async def create(self, specs: Sequence[TopicSpec]) -> list[str]:
         """Creates the missing ones and returns once they are known."""
@@ -256,4 +244,14 @@ def committed_of(answer: Any, partitions: Sequence[Partition]) -> dict[Partition
                 found[partition] = Committed(offset, metadata or "")
     if missing := set(partitions) - told:
         raise UnknownTopicOrPartitionError(f"no word on {sorted(missing)}")
+    return found
+
+
+async def _found(admin: AIOKafkaAdminClient, names: list[str]) -> dict[str, tuple[int, int, str]]:
+    answer = await admin._send_request(TopicMetadataRequest(names))  # noqa: SLF001
+    found = {}
+    for name, (code, partitions, replication, topic_id) in topics_of(answer).items():
+        if for_code(code) is not UnknownTopicOrPartitionError:
+            check(code, name)
+            found[name] = (partitions, replication, topic_id)
     return found
