@@ -1,23 +1,15 @@
 """From the kept results to the tables of docs/performance.md: `python -m benchmarks.report`."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from benchmarks.results_file import RESULTS, percentile, spread
+from benchmarks.scale_report import SCALE_SHOWN
+from benchmarks.tables import of_repeats, table
 
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
-
-
-def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    head = list(head)
-    lines = [head, ["---"] * len(head), *(list(row) for row in rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _of(repeats: list[dict[str, float]], name: str, digits: int = 0) -> str:
-    return spread([it[name] for it in repeats], digits)
 
 
 REQUEST_ROWS = (
@@ -37,10 +29,10 @@ TOKEN_ROWS = (
 
 
 def _cases(figures: Mapping[str, Any], names: list[str], rows: Any, heads: list[str]) -> str:
-    return _table(
+    return table(
         ["", *heads],
         [
-            [label, *(_of(figures[name], key, digits) for name in names)]
+            [label, *(of_repeats(figures[name], key, digits) for name in names)]
             for label, key, digits in rows
         ],
     )
@@ -64,7 +56,7 @@ def _first_tokens(rounds: list[dict[str, list[float]]]) -> str:
             percentile(a, share) / percentile(b, share) for a, b in zip(added, bare, strict=True)
         ]
         multiples.append(spread(ratios, 2))
-    return _table(
+    return table(
         ["ms", "p50", "p95"],
         [
             row("through the pipeline", [it["pipeline"] for it in rounds]),
@@ -95,11 +87,13 @@ def show_pipeline(figures: Mapping[str, Any]) -> str:
         rows.append(
             [name.replace("_", " "), *(f"{idle[it]:.1f}" for it in ("api", "worker", "kafka"))]
         )
-    parts.append(_table(["idle, CPU-ms per second", "API", "worker", "broker"], rows))
+    parts.append(table(["idle, CPU-ms per second", "API", "worker", "broker"], rows))
     if at_once:
-        http = [_of(at_once[it], "client_cpu_us_per_request") for it in ("whole", "whole_httpx")]
+        http = [
+            of_repeats(at_once[it], "client_cpu_us_per_request") for it in ("whole", "whole_httpx")
+        ]
         parts.append(
-            _table(["load client, CPU-µs per request", "httptools", "httpx"], [["", *http]])
+            table(["load client, CPU-µs per request", "httptools", "httpx"], [["", *http]])
         )
     return "\n\n".join(parts)
 
@@ -113,7 +107,7 @@ def show_sse(figures: Mapping[str, Any]) -> str:
             for kind in ("ours", "sse-starlette")
         ]
         rows.append([case, *cells, f"{figures['ratio'][case]:.2f}"])
-    return _table(["tokens per CPU-second of the API", "ours", "sse-starlette", "ratio"], rows)
+    return table(["tokens per CPU-second of the API", "ours", "sse-starlette", "ratio"], rows)
 
 
 def show_memory(figures: Mapping[str, Any]) -> str:
@@ -126,10 +120,15 @@ def show_memory(figures: Mapping[str, Any]) -> str:
         cells = [", ".join(f"{it:.1f}" for it in batches), f"{batches[-1] / batches[0]:.3f}"]
         rows.append([part, *cells, f"{grown:.0f}"])
     head = ["", "MiB after each batch", "last / first", "KiB per stalled reader"]
-    return _table(head, rows)
+    return table(head, rows)
 
 
-SHOWN = {"pipeline": show_pipeline, "sse_response": show_sse, "memory": show_memory}
+SHOWN = {
+    "pipeline": show_pipeline,
+    "sse_response": show_sse,
+    "memory": show_memory,
+    **SCALE_SHOWN,
+}
 
 
 def _origin(kept: Mapping[str, Any]) -> str:

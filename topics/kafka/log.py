@@ -25,6 +25,10 @@ from topics.ports import (
 
 # A poll that is out delays a partition that is resumed meanwhile by up to this.
 FETCH_WAIT_MS = 200
+GROUP_FETCH_BYTES = 128 * 1024
+"""Of each partition at once. A worker reads what it has room for, pauses, and seeks: what lies fetched
+beyond that is dropped and fetched again. With megabytes of it, compressed, a backlog of a million cost
+3.2 times the CPU per request and 2 GiB of memory (docs/performance.md). A larger record comes alone."""
 MAX_POLL_SECONDS = 300.0
 REBALANCE_SECONDS_MAX = 5.0
 # A group learns of added partitions so soon; their requests have a deadline to start by.
@@ -123,6 +127,7 @@ class KafkaLog:
             rebalance_timeout_ms=int(rebalance_seconds * 1000),
             max_poll_interval_ms=int(MAX_POLL_SECONDS * 1000),
             metadata_max_age_ms=int(MEMBER_METADATA_SECONDS * 1000),
+            max_partition_fetch_bytes=GROUP_FETCH_BYTES,
         )
 
         async def leave(member_id: str) -> None:
@@ -144,16 +149,16 @@ class KafkaLog:
 
     def _opener(self, what: str, *, wait_seconds: float = 0.0, **more: Any) -> OpenConsumer:
         seconds = self._request_timeout_seconds
+        defaults = {"metadata_max_age_ms": 60_000, "max_partition_fetch_bytes": RECORD_BYTES_MAX}
 
         async def open_consumer() -> AIOKafkaConsumer:
             consumer = AIOKafkaConsumer(
                 **self._arguments,
-                **{"metadata_max_age_ms": 60_000, **more},
+                **{**defaults, **more},
                 request_timeout_ms=int((seconds + wait_seconds) * 1000),
                 enable_auto_commit=False,
                 auto_offset_reset="none",
                 fetch_max_wait_ms=FETCH_WAIT_MS,
-                max_partition_fetch_bytes=RECORD_BYTES_MAX,
             )
             await started(consumer, what, seconds)
             return consumer

@@ -1,0 +1,18 @@
+"""Tables in Markdown."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from benchmarks.results_file import spread
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A head, a rule, and the rows."""
+    head = list(head)
+    lines = [head, ["---"] * len(head), *(list(row) for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def of_repeats(repeats: Sequence[dict[str, Any]], name: str, digits: int = 0) -> str:
+    """One figure over the repeats: median, lowest, highest."""
+    return spread([it[name] for it in repeats], digits)
