@@ -2,12 +2,14 @@
 
 import asyncio
 import contextlib
+import secrets
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 import pytest_asyncio
 
+from schemas.codec import RECORD_BYTES_MAX
 from topics.ports import (
     CommitRefused,
     Committed,
@@ -159,6 +161,19 @@ async def test_a_position_off_the_log_is_said(
             await asyncio.sleep(0.01)
     await worker.read_from({here: 0})
     assert [r.value for r in await worker.has_read(1)] == [b"0"]
+
+
+async def test_the_largest_record_is_read_between_small_ones(
+    log: Log, make_topic: MakeTopic, make_worker: MakeWorker
+) -> None:
+    topic = await make_topic(partitions=1)
+    large = secrets.token_bytes(RECORD_BYTES_MAX - 4096)  # nothing makes it smaller on its way
+    await append(log, topic, [b"0", large, b"2"])
+    worker = make_worker(topic)
+    await worker.start()
+    (here,) = await worker.holds(1)
+    await worker.read_from({here: 0})
+    assert [r.value for r in await worker.has_read(3)] == [b"0", large, b"2"]
 
 
 async def test_partitions_of_others_are_ignored(
