@@ -1,10 +1,11 @@
-"""Where the CPU goes: sampling profiles of API, worker and load client under each load.
+"""Where the CPU goes: sampling profiles of API and worker under each load.
 
     python -m benchmarks.profiles --case accept --part api
 
 Keeps, per case and part, the folded stacks in `build/profiles/`, which git ignores (any viewer of flame
 graphs reads them), and prints the functions that most of the time is spent in: by themselves, and with
-all they call. Only samples that were on a CPU count. Needs py-spy (`pip install py-spy`).
+all they call. What waits is left out, but for the thread that serves metrics: py-spy takes its `select`
+for work. Needs py-spy (`pip install py-spy`).
 """
 
 import argparse

@@ -110,23 +110,6 @@ class RequestProducer:
         await self._appender.close()
 
 
-async def repeat_record(
-    log: KafkaLog, topic: str, partition: int, value: bytes, count: int
-) -> None:
-    """Appends one record so many times, with a producer of its own."""
-    appender = await log.appender(linger_ms=LINGER_MS)
-    progress, window = Progress(f"{topic}/{partition}", count), Window()
-    try:
-        for number in range(count):
-            await window.add(appender.append(topic, partition, value))
-            if number % 4096 == 0:
-                progress.show(number)
-        await window.drain()
-        progress.show(count)
-    finally:
-        await appender.close()
-
-
 async def end_of(log: KafkaLog, topic: str) -> int:
     """Records ever appended to a topic: the sum of its partitions' end offsets."""
     count = await log.partition_count(topic)

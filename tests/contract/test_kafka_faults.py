@@ -11,7 +11,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 
 from tests.broker_faults import frozen, kill, sockets_to
 from topics.broker import LocalCluster
-from topics.kafka import KafkaLog
+from topics.kafka import KafkaLog, questions
 from topics.kafka import reading as kafka_reading
 from topics.ports import (
     Appended,
@@ -83,6 +83,24 @@ async def test_a_restarted_broker_is_met_again_by_all(
     assert await read_and_commit(member, told, here, 120) == list(range(120))
     assert await log.committed(f"group-{topic}", [here]) == {here: Committed(120, "after")}
     assert log.rebuilds.total() == 0
+
+
+async def test_a_topic_deleted_while_it_is_described_is_left_out(
+    log: KafkaLog, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find, before = questions._found, []
+
+    async def then_deleted(admin: AIOKafkaAdminClient, names: list[str]) -> Any:
+        before.append(found := await find(admin, names))
+        if found:
+            await admin.delete_topics([topic])
+            while await find(admin, names):
+                await asyncio.sleep(0.05)
+        return found
+
+    monkeypatch.setattr(questions, "_found", then_deleted)
+    assert await log.describe([topic]) == {}
+    assert [sorted(it) for it in before] == [[topic], []]
 
 
 async def read_and_commit(member: Any, told: list[Any], here: Partition, count: int) -> list[int]:
