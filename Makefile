@@ -29,7 +29,7 @@ format: $(BIN)/ruff ## Put the code into its form
 	$(BIN)/ruff format .
 
 test: setup ## The everyday tests, real Kafka and real vLLM included
-	$(BIN)/python -m pytest -m "not slow and not soak" $(PYTEST)
+	$(BIN)/python -m pytest -m "not slow and not soak" --numprocesses 2 $(PYTEST)
 
 test-all: setup ## The long ones as well
 	$(BIN)/python -m pytest -m "not soak" $(PYTEST)

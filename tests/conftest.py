@@ -7,12 +7,36 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from xdist.scheduler import LoadScopeScheduling
 
 from consumers.inference.engine.options import make_engine
 from inferlog.model_download import model_dir
 from tests.engine_recorder import EngineRecorder
 from topics.broker import LocalCluster
 from topics.kafka_download import libs_dir
+
+STARTS_PROCESSES = ("tests/contract/", "tests/faults/", "tests/integration/", "tests/soak/")
+
+
+class SideBySide(LoadScopeScheduling):  # type: ignore[misc]  # xdist's scheduler is untyped
+    """Who runs beside whom when two processes run the tests (`make test`).
+
+    One engine and one broker serve all tests of a process, so vLLM's tests stay together; and so
+    does what starts processes of its own and watches clocks, which two at once would disturb. Pure
+    tests run beside them, by file. (By marks, xdist 3.8 cannot: it names groups in a private
+    attribute that pytest 9.2 no longer has.)
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        if "vllm" in nodeid:
+            return "vllm"
+        path = nodeid.split("::", 1)[0]
+        return "processes" if path.startswith(STARTS_PROCESSES) else path
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config) -> SideBySide:
+    """pytest-xdist's hook."""
+    return SideBySide(config)
 
 
 @pytest.fixture(scope="session")
