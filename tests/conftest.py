@@ -4,6 +4,7 @@ import importlib.util
 import warnings
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -34,9 +35,9 @@ class SideBySide(LoadScopeScheduling):  # type: ignore[misc]  # xdist's schedule
         return "processes" if path.startswith(STARTS_PROCESSES) else path
 
 
-def pytest_xdist_make_scheduler(config: pytest.Config) -> SideBySide:
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> SideBySide:
     """pytest-xdist's hook."""
-    return SideBySide(config)
+    return SideBySide(config, log)
 
 
 @pytest.fixture(scope="session")
