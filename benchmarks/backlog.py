@@ -14,6 +14,7 @@ import asyncio
 import tempfile
 import time
 from collections.abc import Callable, Coroutine
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from benchmarks.load import PATHS, Order
 from benchmarks.load_client import RawConnection, payload, verify
 from benchmarks.results_file import Run, percentile
 from benchmarks.scale_report import show_backlog
-from benchmarks.stack import RunningStack
+from benchmarks.stack import RunningStack, engine_words
 from benchmarks.topic_load import RequestProducer, cancelled, end_of
 from topics.catalogue import USAGE
 from topics.kafka import KafkaLog
@@ -97,11 +98,7 @@ async def window(
 
 async def measure(depth: int, requests: int, trials: int) -> dict[str, Any]:
     """One depth on a fresh stack."""
-    words = [
-        word
-        for option in (f"slots={SLOTS}", f"ttft_ms={TTFT_MS}")
-        for word in ("--engine-option", option)
-    ]
+    words = engine_words(f"slots={SLOTS}", f"ttft_ms={TTFT_MS}")
     with (
         tempfile.TemporaryDirectory(prefix="inferlog-bench-") as folder,
         RunningStack(Path(folder), "--workers", "1", *words) as stack,
@@ -137,6 +134,11 @@ async def measure(depth: int, requests: int, trials: int) -> dict[str, Any]:
     }
 
 
+def measured_alone(depth: int, requests: int, trials: int) -> dict[str, Any]:
+    """`measure` in a loop of its own."""
+    return uvloop.run(measure(depth, requests, trials))
+
+
 def main() -> None:
     """Measures, prints, keeps."""
     parser = argparse.ArgumentParser(
@@ -154,8 +156,9 @@ def main() -> None:
     measured: list[dict[str, Any]] = []
     for turn in range(words.repeats):
         for depth in words.depths if turn % 2 == 0 else reversed(words.depths):
-            measured.append(uvloop.run(measure(depth, words.requests, words.trials)))
-            print(measured[-1], flush=True)
+            what = f"{depth:,} waiting, {turn + 1} of {words.repeats}"
+            found = run.once(what, partial(measured_alone, depth, words.requests, words.trials))
+            measured.append(found)
     figures = {"cases": measured}
     print(show_backlog(figures))
     run.keep(figures)

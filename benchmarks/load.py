@@ -28,6 +28,8 @@ class Order:
     clients: int
     tokens: int
     first: int = 0
+    keys: Sequence[str] = ()
+    """The clients' keys, taken in turn; none: all have `key`."""
     client: Literal["raw", "httpx"] = "raw"
     check: bool = False
     """Compare every answer word for word: costs the client much CPU, the servers none."""

@@ -11,6 +11,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Protocol, cast
 
 import httptools
@@ -171,8 +172,12 @@ class HttpxConnection:
         await self._client.aclose()
 
 
-async def one_client(order: Order, numbers: Iterator[int], first_byte_seconds: list[float]) -> None:
+async def one_client(
+    order: Order, client: int, numbers: Iterator[int], first_byte_seconds: list[float]
+) -> None:
     """Asks until there are no more numbers."""
+    if order.keys:
+        order = replace(order, key=order.keys[client % len(order.keys)])
     path = PATHS[order.kind]
     connection: Connection
     connection = HttpxConnection(order) if order.client == "httpx" else RawConnection(order)
@@ -192,7 +197,7 @@ async def carry_out(order: Order) -> dict[str, object]:
     numbers = iter(range(order.first, order.first + order.requests))
     waits: list[float] = []
     wall_s, cpu_s = time.perf_counter(), time.process_time()
-    await asyncio.gather(*(one_client(order, numbers, waits) for _ in range(order.clients)))
+    await asyncio.gather(*(one_client(order, it, numbers, waits) for it in range(order.clients)))
     return {
         "seconds": time.perf_counter() - wall_s,
         "cpu_seconds": time.process_time() - cpu_s,

@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from benchmarks.load import Kind, LoadClient, Order
 from benchmarks.plain_kafka import count_records
 from benchmarks.report import show_pipeline
 from benchmarks.results_file import Run
-from benchmarks.stack import RunningStack
+from benchmarks.stack import RunningStack, engine_words
 from topics.catalogue import REPLIES
 
 REPEATS = 5
@@ -129,11 +130,10 @@ class Bench:
 def run_stack(name: str, load: LoadClient, repeats: int, trials: int) -> dict[str, Any]:
     """All cases of a stack, interleaved, so that a slow minute of the machine meets all alike."""
     cases, options = STACKS[name]
-    words = [word for option in options for word in ("--engine-option", option)]
     found: dict[str, Any] = {case: [] for case in cases}
     with (
         tempfile.TemporaryDirectory(prefix="inferlog-bench-") as folder,
-        RunningStack(Path(folder), *words) as stack,
+        RunningStack(Path(folder), *engine_words(*options)) as stack,
     ):
         bench = Bench(stack, load)
         rounds: list[dict[str, list[float]]] = []
@@ -172,7 +172,8 @@ def main() -> None:
     figures: dict[str, Any] = {}
     with LoadClient() as load:
         for name in [words.stack] if words.stack else STACKS:
-            figures |= {name: run_stack(name, load, words.repeats, words.trials)}
+            measure = partial(run_stack, name, load, words.repeats, words.trials)
+            figures[name] = measure() if words.stack else run.once(name, measure)
     print(show_pipeline(figures))
     if not words.stack:
         run.keep(figures)

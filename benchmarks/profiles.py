@@ -19,7 +19,7 @@ from pathlib import Path
 
 from benchmarks.load import LoadClient
 from benchmarks.pipeline import STACKS, Bench
-from benchmarks.stack import RunningStack
+from benchmarks.stack import RunningStack, engine_words
 
 FOLDER = Path("build/profiles")
 SECONDS = 15
@@ -56,10 +56,9 @@ def profile(case: str, parts: Iterable[str], seconds: int) -> None:
     """Loads a stack with one case for so long, and samples its parts meanwhile."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     cases, options = STACKS[CASES[case]]
-    words = [word for option in options for word in ("--engine-option", option)]
     with (
         tempfile.TemporaryDirectory(prefix="inferlog-profile-") as folder,
-        RunningStack(Path(folder), *words) as stack,
+        RunningStack(Path(folder), *engine_words(*options)) as stack,
         LoadClient() as load,
     ):
         bench = Bench(stack, load)

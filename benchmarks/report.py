@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks.open_loop_report import show_open_loop
 from benchmarks.results_file import RESULTS, percentile, spread
 from benchmarks.scale_report import SCALE_SHOWN
 from benchmarks.tables import of_repeats, table
@@ -127,6 +128,7 @@ SHOWN = {
     "pipeline": show_pipeline,
     "sse_response": show_sse,
     "memory": show_memory,
+    "open_loop": show_open_loop,
     **SCALE_SHOWN,
 }
 

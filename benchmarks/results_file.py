@@ -1,23 +1,28 @@
 """What is kept of a run: the figures with the machine, versions, settings and commit."""
 
+import hashlib
 import json
 import os
 import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 
 RESULTS = Path(__file__).parent / "results"
+UNFINISHED = Path(__file__).parents[1] / "build" / "bench"
+"""What was measured by runs that were cut off; git ignores it."""
 PACKAGES = ("aiokafka", "fastapi", "httptools", "msgspec", "sse-starlette", "uvicorn", "uvloop")
 FLAGS = ("avx2", "avx512f", "amx_tile")
 CHANGES = ("status", "--porcelain", "--untracked-files=no", ".", ":!benchmarks/results", ":!docs")
 """What a run of another benchmark writes is no change of what is measured."""
+
+T = TypeVar("T")
 
 
 def _cpu() -> tuple[str, list[str]]:
@@ -54,13 +59,40 @@ def load_average() -> list[float]:
 
 
 class Run:
-    """Made at the start of a benchmark; `keep` at its end."""
+    """Made at the start of a benchmark; `once` for each thing measured, `keep` at its end.
+
+    A run that is cut off goes on where it was, if settings and code are the same.
+    """
 
     def __init__(self, name: str, settings: Mapping[str, Any]) -> None:
         self._name = name
         self._settings = dict(settings)
         self._started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         self._load_before = load_average()
+        self._unfinished = UNFINISHED / f"{name}.json"
+        code = _git("rev-parse", "HEAD") + _git("diff", "HEAD", *CHANGES[2:])
+        same = json.dumps([self._settings, hashlib.sha256(code.encode()).hexdigest()], default=str)
+        self._state: dict[str, Any] = {"of": same, "started": self._started, "measured": {}}
+        if self._unfinished.exists():
+            found = json.loads(self._unfinished.read_text())
+            if found["of"] == same:
+                self._state, self._started = found, found["started"]
+                count = len(found["measured"])
+                print(f"going on with a run that was cut off: {count} measurements are there")
+
+    def once(self, what: str, measure: Callable[[], T]) -> T:
+        """Measures, or gives what a run that was cut off had measured. JSON must be able to hold it."""
+        measured: dict[str, Any] = self._state["measured"]
+        if what not in measured:
+            began_s = time.monotonic()
+            measured[what] = measure()
+            self._unfinished.parent.mkdir(parents=True, exist_ok=True)
+            self._unfinished.write_text(json.dumps(self._state))
+            print(
+                f"{self._name}: {what} measured in {time.monotonic() - began_s:.0f} s", flush=True
+            )
+        found: T = measured[what]
+        return found
 
     def keep(self, figures: Mapping[str, Any]) -> Path:
         """Writes `results/<name>.json`; the one before is in the history."""
@@ -89,6 +121,7 @@ class Run:
         RESULTS.mkdir(exist_ok=True)
         path = RESULTS / f"{self._name}.json"
         path.write_text(json.dumps(kept, indent=1) + "\n")
+        self._unfinished.unlink(missing_ok=True)
         print(f"kept in benchmarks/results/{path.name}")
         return path
 

@@ -4,10 +4,12 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from benchmarks.results_file import spread
+from benchmarks.results_file import percentile, spread
 from benchmarks.tables import of_repeats, table
 
 Figures = Mapping[str, Any]
+
+ENOUGH_FOR_MEMORY = 1_000
 
 
 def _by(cases: Sequence[dict[str, Any]], name: str) -> dict[Any, list[dict[str, Any]]]:
@@ -47,4 +49,84 @@ def show_backlog(figures: Figures) -> str:
     return table(head, rows)
 
 
-SCALE_SHOWN: dict[str, Callable[[Figures], str]] = {"backlog": show_backlog}
+def show_open_streams(figures: Figures) -> str:
+    """The table of `benchmarks.open_streams`."""
+    rows = []
+    for streams, repeats in _by(figures["cases"], "streams").items():
+        idle = [
+            spread([it["idle_bytes_per_stream"][part] / 1024 for it in repeats], 1)
+            for part in ("api", "worker")
+        ]
+        rows.append(
+            [
+                f"{streams:,}",
+                # of a few streams, a page of the allocator more or less is all that would show
+                *(idle if streams >= ENOUGH_FOR_MEMORY else ["", ""]),
+                of_repeats(repeats, "tokens_per_api_cpu_second"),
+                of_repeats(repeats, "tokens_per_worker_cpu_second"),
+                spread([it["tokens"] / it["seconds"] for it in repeats]),
+                of_repeats(repeats, "opening_api_cpu_us_per_stream"),
+            ]
+        )
+    head = ["open streams", "API, KiB per silent stream", "worker, KiB"]
+    head += ["tokens per API CPU-second", "per worker CPU-second", "tokens/s, silence counted"]
+    head += ["opening one, API CPU-µs"]
+    return table(head, rows)
+
+
+def show_cancels(figures: Figures) -> str:
+    """The table of `benchmarks.cancels`: percentiles of each round, then the median of the rounds."""
+    rows = []
+    for case in ("alone", "beside"):
+        rounds = [it[case] for it in figures["seconds"]]
+        cells = [spread([percentile(it, s) * 1e3 for it in rounds], 2) for s in (0.5, 0.95, 0.99)]
+        rows.append([case if case == "alone" else "beside 64 streams", *cells])
+    return table(["client closes → slot free, ms", "p50", "p95", "p99"], rows)
+
+
+def show_replicas(figures: Figures) -> str:
+    """The table of `benchmarks.replicas`."""
+    rows = []
+    shapes = list(dict.fromkeys((it["replicas"], it["workers"]) for it in figures["cases"]))
+    for shape in sorted(shapes):
+        repeats = [it for it in figures["cases"] if (it["replicas"], it["workers"]) == shape]
+        parts = ("api", "worker", "kafka", "client")
+        rows.append(
+            [
+                f"{shape[0]} API, {shape[1]} worker",
+                spread([_cpu_of_both(it) for it in repeats]),
+                *(of_repeats(repeats, f"{part}_cpu_us_per_request") for part in parts),
+                of_repeats(repeats, "requests_per_second"),
+            ]
+        )
+    head = ["", "API + worker, CPU-µs per request", "API", "worker", "broker", "load client"]
+    return table([*head, "requests/s"], rows)
+
+
+def show_late_followers(figures: Figures) -> str:
+    """The table of `benchmarks.late_followers`."""
+    rows = []
+    for length, repeats in _by(figures["cases"], "answers").items():
+        for which in ("early", "late"):
+            found = [it[which] for it in repeats]
+            rows.append(
+                [
+                    f"{length:,}",
+                    "from its beginning" if which == "early" else "of just now",
+                    of_repeats(found, "api_cpu_us_per_reader"),
+                    of_repeats(found, "broker_cpu_us_per_reader"),
+                    spread([it["p50_seconds"] * 1e3 for it in found], 1),
+                    spread([it["p95_seconds"] * 1e3 for it in found], 1),
+                ]
+            )
+    head = ["answers on the log", "answers read back", "API, CPU-µs each", "broker, CPU-µs each"]
+    return table([*head, "p50 ms", "p95 ms"], rows)
+
+
+SCALE_SHOWN: dict[str, Callable[[Figures], str]] = {
+    "backlog": show_backlog,
+    "open_streams": show_open_streams,
+    "cancels": show_cancels,
+    "replicas": show_replicas,
+    "late_followers": show_late_followers,
+}

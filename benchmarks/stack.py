@@ -23,6 +23,11 @@ HOST = "127.0.0.1"
 PARTS = ("api", "worker", "kafka")
 
 
+def engine_words(*options: str) -> list[str]:
+    """Options of the engine, `NAME=VALUE`, as `inferlog up` takes them."""
+    return [word for option in options for word in ("--engine-option", option)]
+
+
 class RunningStack:
     """Used as a context manager: ready inside, ended outside."""
 

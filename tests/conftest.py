@@ -16,15 +16,15 @@ from tests.engine_recorder import EngineRecorder
 from topics.broker import LocalCluster
 from topics.kafka_download import libs_dir
 
-STARTS_PROCESSES = ("tests/contract/", "tests/faults/", "tests/integration/", "tests/soak/")
+TOGETHER = ("tests/contract/", "tests/integration/")
 
 
-class SideBySide(LoadScopeScheduling):  # type: ignore[misc]  # xdist's scheduler is untyped
+class SideBySide(LoadScopeScheduling):
     """Who runs beside whom when two processes run the tests (`make test`).
 
-    One engine and one broker serve all tests of a process, so vLLM's tests stay together; and so
-    does what starts processes of its own and watches clocks, which two at once would disturb. Pure
-    tests run beside them, by file. (By marks, xdist 3.8 cannot: it names groups in a private
+    One engine serves all tests of a process, and one broker: so vLLM's tests stay together, and so
+    do those of the shared broker. Each row of the fault matrix has a broker of its own; these, too,
+    stay together. Pure tests go by file. (By marks, xdist 3.8 cannot: it names groups in a private
     attribute that pytest 9.2 no longer has.)
     """
 
@@ -32,7 +32,9 @@ class SideBySide(LoadScopeScheduling):  # type: ignore[misc]  # xdist's schedule
         if "vllm" in nodeid:
             return "vllm"
         path = nodeid.split("::", 1)[0]
-        return "processes" if path.startswith(STARTS_PROCESSES) else path
+        if path.startswith(TOGETHER):
+            return "shared broker"
+        return "faults" if path.startswith("tests/faults/") else path
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> SideBySide:
