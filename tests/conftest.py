@@ -19,7 +19,7 @@ from topics.kafka_download import libs_dir
 TOGETHER = ("tests/contract/", "tests/integration/")
 
 
-class SideBySide(LoadScopeScheduling):
+class SideBySide(LoadScopeScheduling):  # type: ignore[misc]  # xdist carries no types
     """Who runs beside whom when two processes run the tests (`make test`).
 
     One engine serves all tests of a process, and one broker: so vLLM's tests stay together, and so
