@@ -92,7 +92,22 @@ def build(only: str | None = None) -> typer.Typer:
         add_command(topics, action, clients.TopicsCommand, run, summary)
     app.add_typer(topics, name="topics")
     app.add_typer(_dead_letters(), name="dead-letters")
+    app.add_typer(_bench(), name="bench")
     return app
+
+
+def _bench() -> typer.Typer:
+    results = typer.Typer(
+        help="What the benchmarks found.",
+        no_args_is_help=True,
+        add_completion=False,
+        rich_markup_mode=None,
+    )
+    results.callback()(_nothing)  # one command alone would otherwise be the group itself
+    run = _action("bench", "compare_results")
+    summary = "Two results of one benchmark, figure by figure: better, worse, or noise."
+    add_command(results, "compare", clients.CompareCommand, run, summary)
+    return results
 
 
 def _dead_letters() -> typer.Typer:
@@ -127,7 +142,10 @@ def _before_any(
         None, "--version", callback=_version, is_eager=True, help="Print the version and exit."
     ),
 ) -> None:
-    all_settings = [settings for _, settings, _ in TABLE] + [clients.TopicsCommand]
+    all_settings = [settings for _, settings, _ in TABLE] + [
+        clients.TopicsCommand,
+        clients.CompareCommand,
+    ]
     known = known_variables(all_settings + [settings for _, _, settings, _ in LETTERS])
     for line in unknown_variables(os.environ, known):
         print(f"warning: {line}", file=sys.stderr)

@@ -169,3 +169,15 @@ class DoctorCommand:
     )
     port: int = field(default=8000, metadata={"help": "port of the API", **_PORT})
     json: bool = field(default=False, metadata=JSON)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompareCommand:
+    """`inferlog bench compare`."""
+
+    old: Path = field(
+        metadata={"help": "a result, as benchmarks/results holds them", "positional": True}
+    )
+    new: Path = field(metadata={"help": "a later result of the same benchmark", "positional": True})
+    all: bool = field(default=False, metadata={"help": "also what is the same within its spread"})
+    json: bool = field(default=False, metadata=JSON)
