@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 import psutil
 
 RESULTS = Path(__file__).parent / "results"
+KEPT_IN = "INFERLOG_BENCH_RESULTS"
+"""The variable that names another folder for results: quick looks must not replace what is kept."""
 UNFINISHED = Path(__file__).parents[1] / "build" / "bench"
 """What was measured by runs that were cut off; git ignores it."""
 PACKAGES = ("aiokafka", "fastapi", "httptools", "msgspec", "sse-starlette", "uvicorn", "uvloop")
@@ -58,6 +60,12 @@ def load_average() -> list[float]:
     return [round(it, 2) for it in os.getloadavg()]
 
 
+def code_state() -> str:
+    """Changes with every change of the code, committed or not."""
+    code = _git("rev-parse", "HEAD") + _git("diff", "HEAD", *CHANGES[2:])
+    return hashlib.sha256(code.encode()).hexdigest()
+
+
 class Run:
     """Made at the start of a benchmark; `once` for each thing measured, `keep` at its end.
 
@@ -70,8 +78,7 @@ class Run:
         self._started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         self._load_before = load_average()
         self._unfinished = UNFINISHED / f"{name}.json"
-        code = _git("rev-parse", "HEAD") + _git("diff", "HEAD", *CHANGES[2:])
-        same = json.dumps([self._settings, hashlib.sha256(code.encode()).hexdigest()], default=str)
+        same = json.dumps([self._settings, code_state()], default=str)
         self._state: dict[str, Any] = {"of": same, "started": self._started, "measured": {}}
         if self._unfinished.exists():
             found = json.loads(self._unfinished.read_text())
@@ -96,6 +103,7 @@ class Run:
 
     def keep(self, figures: Mapping[str, Any]) -> Path:
         """Writes `results/<name>.json`; the one before is in the history."""
+        folder = Path(os.environ.get(KEPT_IN, RESULTS))
         model, flags = _cpu()
         memory_gib = psutil.virtual_memory().total / 2**30
         kept = {
@@ -118,11 +126,11 @@ class Run:
             "settings": self._settings,
             "figures": dict(figures),
         }
-        RESULTS.mkdir(exist_ok=True)
-        path = RESULTS / f"{self._name}.json"
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{self._name}.json"
         path.write_text(json.dumps(kept, indent=1) + "\n")
         self._unfinished.unlink(missing_ok=True)
-        print(f"kept in benchmarks/results/{path.name}")
+        print(f"kept in {folder.name}/{path.name}")
         return path
 
 
