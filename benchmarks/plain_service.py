@@ -22,6 +22,7 @@ from starlette.responses import Response, StreamingResponse
 
 from consumers.inference.engine.options import make_engine
 from consumers.inference.engine.ports import Engine, EngineDied, Output, Report, Run, RunEnded
+from runtime.garbage import settle
 from schemas.replies import ErrorInfo
 from schemas.requests import CHAT, Body, Message
 
@@ -213,6 +214,7 @@ async def serve(port: int, options: Sequence[str]) -> None:
         log_config=None,
         access_log=False,
     )
+    settle()  # as the API and the worker do: a floor must not cost more where it does less
     await uvicorn.Server(config).serve()
     await service.stop()
 

@@ -22,8 +22,7 @@ esac
 
 # Whatever a set-up depends on, and that what it made is still there, without starting Python.
 state="$(cat requirements/*.txt requirements/setup.sh requirements/uv_settings.sh pyproject.toml \
-    topics/kafka_download.py \
-    topics/kafka_jars.sha256 inferlog/model_download.py | sha256sum | cut -d' ' -f1) $PWD $cache"
+    topics/kafka_download.py topics/kafka_jars.sha256 inferlog/model_download.py | sha256sum | cut -d' ' -f1) $PWD $cache"
 made() {
     local kafka=("$cache"/kafka-*/libs) model=("$cache"/model-*)
     [[ -x .venv/bin/inferlog && -d "${kafka[0]}" ]] && [[ "$engine" == scripted || -d "${model[0]}" ]]
