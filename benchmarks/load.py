@@ -30,6 +30,8 @@ class Order:
     first: int = 0
     keys: Sequence[str] = ()
     """The clients' keys, taken in turn; none: all have `key`."""
+    ramp_seconds: float = 0.0
+    """The clients begin one after the other within this time."""
     client: Literal["raw", "httpx"] = "raw"
     check: bool = False
     """Compare every answer word for word: costs the client much CPU, the servers none."""

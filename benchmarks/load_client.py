@@ -70,7 +70,8 @@ def verify(order: Order, number: int, status: int, body: bytes) -> None:
     if good and order.check and order.kind != "accept":
         good = said(order, body) == expected_text(order, number)
     if not good:
-        raise SystemExit(f"request {number}: status {status}, {len(body)} bytes are not the answer")
+        said = body[:300].decode(errors="replace") if status >= 400 else f"{len(body)} bytes"
+        raise SystemExit(f"request {number}: status {status}, this is not the answer: {said}")
 
 
 class Connection(Protocol):
@@ -179,6 +180,7 @@ async def one_client(
     """Asks until there are no more numbers."""
     if order.keys:
         order = replace(order, key=order.keys[client % len(order.keys)])
+    await asyncio.sleep(order.ramp_seconds * client / order.clients)
     path = PATHS[order.kind]
     connection: Connection
     connection = HttpxConnection(order) if order.client == "httpx" else RawConnection(order)

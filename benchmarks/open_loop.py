@@ -27,8 +27,8 @@ REPEATS = 5
 SECONDS = 8.0
 TOKENS = 16
 RATES = (100, 500, 1_000, 1_500, 2_000)
-CEILING_RATES = (1_000, 2_000, 4_000, 6_000, 8_000, 12_000)
-ON_TIME_SECONDS = 0.002
+CEILING_RATES = (1_000, 4_000, 8_000, 12_000, 16_000, 24_000)
+ON_TIME_SECONDS = 0.005
 """The generator keeps its schedule while 99 % of requests are sent no later than this."""
 
 

@@ -38,5 +38,5 @@ def show_open_loop(figures: Mapping[str, Any]) -> str:
         for it in figures["generator"]
     ]
     own = ["the generator alone, requests/s due", "sent late by, p50 ms", "p99 ms"]
-    own.append("its CPU-µs per request, waiting by yielding counted")
+    own.append("its CPU-µs per request")
     return table(head, rows) + "\n\n" + table(own, alone)

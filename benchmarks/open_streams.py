@@ -30,19 +30,23 @@ POLL_SECONDS = 0.05
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """So many streams, each of so many tokens at such a rate, silent for so long at first."""
+    """So many streams, each of so many tokens at such a rate, silent for so long at first.
+
+    They are opened evenly over `opening_seconds`.
+    """
 
     streams: int
     tokens_per_second: int
     tokens: int
     silent_seconds: int
+    opening_seconds: float = 0.0
 
 
 CASES = (
     Case(streams=1, tokens_per_second=100, tokens=500, silent_seconds=8),
     Case(streams=64, tokens_per_second=100, tokens=500, silent_seconds=8),
     Case(streams=1_000, tokens_per_second=10, tokens=80, silent_seconds=12),
-    Case(streams=10_000, tokens_per_second=1, tokens=10, silent_seconds=40),
+    Case(streams=10_000, tokens_per_second=1, tokens=10, silent_seconds=40, opening_seconds=20.0),
 )
 PATIENCE = {f"INFERLOG_LIMIT_{name}_SECONDS": "300" for name in ("START", "FIRST_TOKEN")}
 """The bounds of a request that waits are shorter than the longest silence above."""
@@ -57,6 +61,7 @@ def order_of(case: Case, stack: RunningStack) -> Order:
         requests=case.streams,
         clients=case.streams,
         tokens=case.tokens,
+        ramp_seconds=case.opening_seconds,
     )
 
 

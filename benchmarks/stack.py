@@ -17,7 +17,8 @@ import psutil
 
 from inferlog.local_ports import any_free
 
-START_SECONDS = 120.0
+START_SECONDS = 300.0
+"""A real model loads for half a minute and more."""
 STOP_SECONDS = 60.0
 HOST = "127.0.0.1"
 PARTS = ("api", "worker", "kafka")
@@ -32,7 +33,11 @@ class RunningStack:
     """Used as a context manager: ready inside, ended outside."""
 
     def __init__(
-        self, folder: Path, *options: str, environ: Mapping[str, str] | None = None
+        self,
+        folder: Path,
+        *options: str,
+        engine: str = "scripted",
+        environ: Mapping[str, str] | None = None,
     ) -> None:
         self.folder = folder
         self.port, metrics = any_free(HOST, 4), any_free(HOST, 4)
@@ -40,7 +45,7 @@ class RunningStack:
         if cache := os.environ.get("INFERLOG_CACHE_DIR"):
             kept["INFERLOG_CACHE_DIR"] = cache
         self._output = folder / "up.txt"
-        command = [sys.executable, "-m", "inferlog", "up", "--engine", "scripted"]
+        command = [sys.executable, "-m", "inferlog", "up", "--engine", engine]
         command += ["--data-dir", str(folder), "--port", str(self.port)]
         command += ["--metrics-port", str(metrics), *options]
         with self._output.open("wb") as out:

@@ -37,7 +37,7 @@ def make_vllm_engine(
 
     Raises EngineOptionError.
     """
-    _prepare_environment(model, options)
+    prepare_environment(model, options)
     from vllm.engine.arg_utils import AsyncEngineArgs  # noqa: PLC0415 after the environment
     from vllm.platforms import current_platform  # noqa: PLC0415
 
@@ -57,8 +57,7 @@ def make_vllm_engine(
         dtype, flags = cpu_dtype(Path("/proc/cpuinfo"))
         defaults |= {"dtype": dtype, "enforce_eager": True, "max_num_seqs": CPU_SLOTS}
         if found.get("enforce_eager", True):
-            # a sampling option's first use would stop every stream while it is compiled: 3 to 20 s
-            os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+            disable_compiler()
         log.info("vllm on a CPU: dtype %s (flags: %s)", found.get("dtype", dtype), flags)
     arguments = {"model": model, **defaults, **found}
     arguments["logits_processors"] = _processors(found)
@@ -67,6 +66,11 @@ def make_vllm_engine(
         return VllmEngine(AsyncEngineArgs(**arguments), _first(name), limits)
     except (ValueError, TypeError) as error:
         raise EngineOptionError(f"vLLM refuses these engine options: {error}") from error
+
+
+def disable_compiler() -> None:
+    """A sampling option's first use would stop every stream while it is compiled: 3 to 20 s."""
+    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 
 
 def _processors(found: dict[str, Any]) -> list[Any] | None:
@@ -98,7 +102,7 @@ def cpu_dtype(cpuinfo: Path) -> tuple[str, str]:
     return ("bfloat16", ", ".join(sorted(found))) if found else ("float32", "no bf16")
 
 
-def _prepare_environment(model: str, options: Sequence[str]) -> None:
+def prepare_environment(model: str, options: Sequence[str]) -> None:
     """Settings that vLLM takes from nowhere else; what the operator set stays."""
     if Path(model).is_dir():
         # a local folder is complete; a look at the network would only delay or fail the start
