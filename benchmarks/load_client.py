@@ -70,8 +70,8 @@ def verify(order: Order, number: int, status: int, body: bytes) -> None:
     if good and order.check and order.kind != "accept":
         good = said(order, body) == expected_text(order, number)
     if not good:
-        said = body[:300].decode(errors="replace") if status >= 400 else f"{len(body)} bytes"
-        raise SystemExit(f"request {number}: status {status}, this is not the answer: {said}")
+        shown = body[:300].decode(errors="replace") if status >= 400 else f"{len(body)} bytes"
+        raise SystemExit(f"request {number}: status {status}, this is not the answer: {shown}")
 
 
 class Connection(Protocol):

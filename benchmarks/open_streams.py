@@ -2,8 +2,9 @@
 
 On a fresh stack all streams are opened; the engine holds its first token back, so that at first
 nothing but the open streams is there (resident memory, against the same process warmed up before).
-Then all speak: tokens per CPU-second of the API over the whole of the answers. 1,000 streams of 10
-tokens a second and 10,000 of 1 are the same 10,000 tokens a second.
+Then all speak, in step, as the sequences of a batch do: tokens per CPU-second of the API between when
+the last has begun and when the first ends. 1,000 streams of 10 tokens a second and 10,000 of 1 are the
+same 10,000 tokens a second.
 """
 
 import argparse
@@ -25,6 +26,8 @@ REPEATS = 5
 WARM_UP_REQUESTS = 500
 WARM_UP_TOKENS = 2
 SETTLE_SECONDS = 1.0
+MARGIN_SECONDS = 1.0
+TOKENS_OUT = "inferlog_tokens_out_total"
 POLL_SECONDS = 0.05
 
 
@@ -43,10 +46,10 @@ class Case:
 
 
 CASES = (
-    Case(streams=1, tokens_per_second=100, tokens=500, silent_seconds=8),
-    Case(streams=64, tokens_per_second=100, tokens=500, silent_seconds=8),
-    Case(streams=1_000, tokens_per_second=10, tokens=80, silent_seconds=12),
-    Case(streams=10_000, tokens_per_second=1, tokens=10, silent_seconds=40, opening_seconds=20.0),
+    Case(streams=1, tokens_per_second=100, tokens=1_500, silent_seconds=8),
+    Case(streams=64, tokens_per_second=100, tokens=1_500, silent_seconds=8),
+    Case(streams=1_000, tokens_per_second=10, tokens=150, silent_seconds=10),
+    Case(streams=10_000, tokens_per_second=1, tokens=45, silent_seconds=25, opening_seconds=10.0),
 )
 PATIENCE = {f"INFERLOG_LIMIT_{name}_SECONDS": "300" for name in ("START", "FIRST_TOKEN")}
 """The bounds of a request that waits are shorter than the longest silence above."""
@@ -101,32 +104,39 @@ def measure(case: Case) -> dict[str, Any]:
         before_s = stack.cpu_seconds()
         answered = thread.submit(load.carry_out, order_of(case, stack))
         wait_for_streams(stack, case.streams, case.silent_seconds)
-        opened_s = stack.cpu_seconds()
+        opened_s, opened_at_s = stack.cpu_seconds(), time.monotonic()
         time.sleep(SETTLE_SECONDS)
         idle_bytes = {part: stack.memory_bytes(part) for part in ("api", "worker")}
-        spoke_from = stack.cpu_seconds()
-        said = stack.metric("worker", "inferlog_tokens_out_total")
+        said = stack.metric("worker", TOKENS_OUT)
         if said > WARM_UP_REQUESTS * WARM_UP_TOKENS:
             raise SystemExit("a stream spoke before all were open: a longer silence is needed")
+        time.sleep(max(0.0, opened_at_s + case.silent_seconds + MARGIN_SECONDS - time.monotonic()))
+        spoken = steady(stack, case)
         carried: Carried = answered.result()
-        stack.wait_for_ended(WARM_UP_REQUESTS + case.streams)
-        ended_s = stack.cpu_seconds()
-    spent = {part: ended_s[part] - spoke_from[part] for part in ended_s}
-    tokens = case.streams * case.tokens
     return {
         "streams": case.streams,
         "idle_bytes_per_stream": {
             part: (idle_bytes[part] - before_bytes[part]) / case.streams for part in before_bytes
         },
         "opening_api_cpu_us_per_stream": (opened_s["api"] - before_s["api"]) / case.streams * 1e6,
-        "tokens": tokens,
-        "seconds": carried.seconds,
-        "api_cpu_seconds": spent["api"],
-        "worker_cpu_seconds": spent["worker"],
-        "broker_cpu_seconds": spent["kafka"],
         "client_cpu_seconds": carried.cpu_seconds,
-        "tokens_per_api_cpu_second": tokens / max(spent["api"], 0.01),
-        "tokens_per_worker_cpu_second": tokens / max(spent["worker"], 0.01),
+        **spoken,
+    }
+
+
+def steady(stack: RunningStack, case: Case) -> dict[str, float]:
+    """While all speak: tokens, and what they cost each part."""
+    window_s = case.tokens / case.tokens_per_second - case.opening_seconds - 2 * MARGIN_SECONDS
+    before_s, before = stack.cpu_seconds(), stack.metric("worker", TOKENS_OUT)
+    time.sleep(window_s)
+    after_s, after = stack.cpu_seconds(), stack.metric("worker", TOKENS_OUT)
+    tokens = after - before
+    figures = {f"{part}_cpu_seconds": after_s[part] - before_s[part] for part in after_s}
+    return figures | {
+        "tokens": tokens,
+        "seconds": window_s,
+        "tokens_per_api_cpu_second": tokens / max(figures["api_cpu_seconds"], 0.01),
+        "tokens_per_worker_cpu_second": tokens / max(figures["worker_cpu_seconds"], 0.01),
     }
 
 

@@ -69,7 +69,7 @@ def show_open_streams(figures: Figures) -> str:
             ]
         )
     head = ["open streams", "API, KiB per silent stream", "worker, KiB"]
-    head += ["tokens per API CPU-second", "per worker CPU-second", "tokens/s, silence counted"]
+    head += ["tokens per API CPU-second", "per worker CPU-second", "tokens/s"]
     head += ["opening one, API CPU-µs"]
     return table(head, rows)
 
