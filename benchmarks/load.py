@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Literal, Self
@@ -36,6 +36,8 @@ class Order:
     check: bool = False
     """Compare every answer word for word: costs the client much CPU, the servers none."""
     keep_times: bool = False
+    count_events: bool = False
+    """How many events arrive in each second, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,8 @@ class Carried:
     seconds: float
     cpu_seconds: float
     first_byte_seconds: Sequence[float]
+    events_at: Mapping[str, int]
+    """Second of the monotonic clock, which all processes of a machine share -> events in it."""
 
 
 class LoadClient:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Protocol, cast
@@ -21,6 +22,7 @@ import uvloop
 from benchmarks.load import PATHS, Order
 
 ANSWER_SECONDS = 120.0
+EVENTS_AT: Counter[int] = Counter()
 
 
 def prompt_of(number: int) -> str:
@@ -116,6 +118,8 @@ class RawConnection(asyncio.Protocol):
         if not self._parts:
             self.first_byte_s = time.perf_counter()
         self._parts.append(data)
+        if self._order.count_events:
+            EVENTS_AT[int(time.monotonic())] += data.count(b"data: ")
 
     def on_message_complete(self) -> None:
         """The answer is whole."""
@@ -199,12 +203,14 @@ async def carry_out(order: Order) -> dict[str, object]:
     """All requests of an order; seconds of wall and of this process's CPU, and times to first byte."""
     numbers = iter(range(order.first, order.first + order.requests))
     waits: list[float] = []
+    EVENTS_AT.clear()
     wall_s, cpu_s = time.perf_counter(), time.process_time()
     await asyncio.gather(*(one_client(order, it, numbers, waits) for it in range(order.clients)))
     return {
         "seconds": time.perf_counter() - wall_s,
         "cpu_seconds": time.process_time() - cpu_s,
         "first_byte_seconds": waits if order.keep_times else [],
+        "events_at": EVENTS_AT,
     }
 
 

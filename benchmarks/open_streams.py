@@ -64,6 +64,7 @@ def order_of(case: Case, stack: RunningStack) -> Order:
         requests=case.streams,
         clients=case.streams,
         tokens=case.tokens,
+        count_events=True,
         ramp_seconds=case.opening_seconds,
     )
 
@@ -111,8 +112,10 @@ def measure(case: Case) -> dict[str, Any]:
         if said > WARM_UP_REQUESTS * WARM_UP_TOKENS:
             raise SystemExit("a stream spoke before all were open: a longer silence is needed")
         time.sleep(max(0.0, opened_at_s + case.silent_seconds + MARGIN_SECONDS - time.monotonic()))
-        spoken = steady(stack, case)
+        first_s, spent = steady(stack, case)
         carried: Carried = answered.result()
+    seconds = range(first_s, first_s + window_seconds(case))
+    tokens = sum(carried.events_at.get(str(second), 0) for second in seconds)
     return {
         "streams": case.streams,
         "idle_bytes_per_stream": {
@@ -120,24 +123,27 @@ def measure(case: Case) -> dict[str, Any]:
         },
         "opening_api_cpu_us_per_stream": (opened_s["api"] - before_s["api"]) / case.streams * 1e6,
         "client_cpu_seconds": carried.cpu_seconds,
-        **spoken,
-    }
-
-
-def steady(stack: RunningStack, case: Case) -> dict[str, float]:
-    """While all speak: tokens, and what they cost each part."""
-    window_s = case.tokens / case.tokens_per_second - case.opening_seconds - 2 * MARGIN_SECONDS
-    before_s, before = stack.cpu_seconds(), stack.metric("worker", TOKENS_OUT)
-    time.sleep(window_s)
-    after_s, after = stack.cpu_seconds(), stack.metric("worker", TOKENS_OUT)
-    tokens = after - before
-    figures = {f"{part}_cpu_seconds": after_s[part] - before_s[part] for part in after_s}
-    return figures | {
         "tokens": tokens,
-        "seconds": window_s,
-        "tokens_per_api_cpu_second": tokens / max(figures["api_cpu_seconds"], 0.01),
-        "tokens_per_worker_cpu_second": tokens / max(figures["worker_cpu_seconds"], 0.01),
+        "seconds": len(seconds),
+        **{f"{part}_cpu_seconds": it for part, it in spent.items()},
+        "tokens_per_api_cpu_second": tokens / max(spent["api"], 0.01),
+        "tokens_per_worker_cpu_second": tokens / max(spent["worker"], 0.01),
     }
+
+
+def window_seconds(case: Case) -> int:
+    """For so long all speak."""
+    return int(case.tokens / case.tokens_per_second - case.opening_seconds - 2 * MARGIN_SECONDS)
+
+
+def steady(stack: RunningStack, case: Case) -> tuple[int, dict[str, float]]:
+    """While all speak: the first whole second of it, and the CPU-seconds of each part."""
+    first_s = int(time.monotonic()) + 1
+    time.sleep(first_s - time.monotonic())
+    before = stack.cpu_seconds()
+    time.sleep(first_s + window_seconds(case) - time.monotonic())
+    after = stack.cpu_seconds()
+    return first_s, {part: after[part] - before[part] for part in after}
 
 
 def main() -> None:
