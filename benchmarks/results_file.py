@@ -15,7 +15,7 @@ import psutil
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("aiokafka", "fastapi", "httptools", "msgspec", "sse-starlette", "uvicorn", "uvloop")
-FLAGS = ("avx2", "avx512f", "amx_tile")
+FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16")
 CHANGES = ("status", "--porcelain", "--untracked-files=no", ".", ":!benchmarks/results", ":!docs")
 """What a run of another benchmark writes is no change of what is measured."""
 

@@ -17,7 +17,7 @@ import psutil
 
 from inferlog.local_ports import any_free
 
-START_SECONDS = 120.0
+START_SECONDS = {"scripted": 120.0, "vllm": 300.0}
 STOP_SECONDS = 60.0
 HOST = "127.0.0.1"
 PARTS = ("api", "worker", "kafka")
@@ -27,7 +27,11 @@ class RunningStack:
     """Used as a context manager: ready inside, ended outside."""
 
     def __init__(
-        self, folder: Path, *options: str, environ: Mapping[str, str] | None = None
+        self,
+        folder: Path,
+        *options: str,
+        engine: str = "scripted",
+        environ: Mapping[str, str] | None = None,
     ) -> None:
         self.folder = folder
         self.port, metrics = any_free(HOST, 4), any_free(HOST, 4)
@@ -35,7 +39,8 @@ class RunningStack:
         if cache := os.environ.get("INFERLOG_CACHE_DIR"):
             kept["INFERLOG_CACHE_DIR"] = cache
         self._output = folder / "up.txt"
-        command = [sys.executable, "-m", "inferlog", "up", "--engine", "scripted"]
+        self._start_seconds = START_SECONDS[engine]
+        command = [sys.executable, "-m", "inferlog", "up", "--engine", engine]
         command += ["--data-dir", str(folder), "--port", str(self.port)]
         command += ["--metrics-port", str(metrics), *options]
         with self._output.open("wb") as out:
@@ -47,7 +52,7 @@ class RunningStack:
         self._metrics: dict[str, int] = {}
 
     def __enter__(self) -> Self:
-        until_s = time.monotonic() + START_SECONDS
+        until_s = time.monotonic() + self._start_seconds
         while "Inferlog is up." not in self._said():
             if self._up.poll() is not None or time.monotonic() > until_s:
                 self._end()
@@ -99,7 +104,7 @@ class RunningStack:
 
     def cpu_seconds(self) -> dict[str, float]:
         """User and system time so far, of each part, children that have ended counted."""
-        return {part: sum(map(_cpu_seconds, self.processes(part))) for part in PARTS}
+        return {part: sum(map(process_cpu_seconds, self.processes(part))) for part in PARTS}
 
     def memory_bytes(self, part: str) -> int:
         """Resident memory of a part."""
@@ -129,6 +134,7 @@ class RunningStack:
             time.sleep(0.2)
 
 
-def _cpu_seconds(process: psutil.Process) -> float:
+def process_cpu_seconds(process: psutil.Process) -> float:
+    """User and system time so far, children that have ended counted."""
     times = process.cpu_times()
     return float(times.user + times.system + times.children_user + times.children_system)

@@ -31,5 +31,5 @@ def test_the_cache_is_as_large_as_the_option_says_else_one_gib(
 ) -> None:
     if before is not None:
         environ[SPACE] = before
-    vllm_settings._prepare_environment("a-model", options)
+    vllm_settings.prepare_environment("a-model", options)
     assert environ.get(SPACE) == after

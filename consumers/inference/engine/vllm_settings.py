@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 import types
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
@@ -37,9 +37,8 @@ def make_vllm_engine(
 
     Raises EngineOptionError.
     """
-    _prepare_environment(model, options)
+    prepare_environment(model, options)
     from vllm.engine.arg_utils import AsyncEngineArgs  # noqa: PLC0415 after the environment
-    from vllm.platforms import current_platform  # noqa: PLC0415
 
     from consumers.inference.engine.vllm import VllmEngine  # noqa: PLC0415
 
@@ -47,6 +46,23 @@ def make_vllm_engine(
     for taken in ("model", "enable_log_requests"):
         if taken in found:
             raise EngineOptionError(f"engine option {taken!r} is not yours to set here")
+    defaults = default_arguments(found)
+    arguments = {"model": model, **defaults, **found}
+    arguments["logits_processors"] = _processors(found)
+    name = arguments.get("served_model_name") or Path(model).name
+    try:
+        return VllmEngine(AsyncEngineArgs(**arguments), _first(name), limits)
+    except (ValueError, TypeError) as error:
+        raise EngineOptionError(f"vLLM refuses these engine options: {error}") from error
+
+
+def default_arguments(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Our defaults where vLLM's own differ, for this machine; `found` is what the operator set.
+
+    To be called behind `prepare_environment`, for it imports vLLM.
+    """
+    from vllm.platforms import current_platform  # noqa: PLC0415 after the environment
+
     defaults: dict[str, Any] = {
         # recovery gives a run's prompt and tokens back; cached blocks make that cheap
         "enable_prefix_caching": True,
@@ -60,13 +76,7 @@ def make_vllm_engine(
             # a sampling option's first use would stop every stream while it is compiled: 3 to 20 s
             os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
         log.info("vllm on a CPU: dtype %s (flags: %s)", found.get("dtype", dtype), flags)
-    arguments = {"model": model, **defaults, **found}
-    arguments["logits_processors"] = _processors(found)
-    name = arguments.get("served_model_name") or Path(model).name
-    try:
-        return VllmEngine(AsyncEngineArgs(**arguments), _first(name), limits)
-    except (ValueError, TypeError) as error:
-        raise EngineOptionError(f"vLLM refuses these engine options: {error}") from error
+    return defaults
 
 
 def _processors(found: dict[str, Any]) -> list[Any] | None:
@@ -98,7 +108,7 @@ def cpu_dtype(cpuinfo: Path) -> tuple[str, str]:
     return ("bfloat16", ", ".join(sorted(found))) if found else ("float32", "no bf16")
 
 
-def _prepare_environment(model: str, options: Sequence[str]) -> None:
+def prepare_environment(model: str, options: Sequence[str]) -> None:
     """Settings that vLLM takes from nowhere else; what the operator set stays."""
     if Path(model).is_dir():
         # a local folder is complete; a look at the network would only delay or fail the start
