@@ -5,7 +5,7 @@ PYTEST ?=
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check format test test-all soak faults sim demo up bench-pipeline bench-backlog lock clean
+.PHONY: help setup check format test test-all soak faults sim demo up bench-pipeline bench-backlog bench-vllm lock clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,6 +62,11 @@ bench-pipeline: setup ## Measure the pipeline; results under benchmarks/results
 bench-backlog: ENGINE = scripted
 bench-backlog: setup ## Measure what a request costs with up to a million waiting behind it
 	$(BIN)/python -m benchmarks.backlog
+	$(BIN)/python -m benchmarks.report
+
+bench-vllm: ENGINE = vllm
+bench-vllm: setup ## Measure against vLLM's own server, by vLLM's own client
+	$(BIN)/python -m benchmarks.against_vllm
 	$(BIN)/python -m benchmarks.report
 
 lock: $(BIN)/uv ## Compile the pinned sets anew (UPGRADE=1: newest of everything)

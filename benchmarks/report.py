@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks.baseline_report import BASELINE_SHOWN
 from benchmarks.results_file import RESULTS, percentile, spread
 from benchmarks.scale_report import SCALE_SHOWN
 from benchmarks.tables import of_repeats, table
@@ -128,6 +129,7 @@ SHOWN = {
     "sse_response": show_sse,
     "memory": show_memory,
     **SCALE_SHOWN,
+    **BASELINE_SHOWN,
 }
 
 
