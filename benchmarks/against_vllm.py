@@ -30,6 +30,8 @@ REPEATS = 5
 PROMPTS = 160
 ALONE_PROMPTS = 16
 IDLE_SECONDS = 10.0
+SETTLE_SECONDS = 3.0
+"""Behind its last request vLLM's model process waits by spinning, for a second, on a core that both need."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,7 @@ class Bench:
             end_id=self._end_id,
             seed=seed,
         )
+        time.sleep(SETTLE_SECONDS)
         before, client = arm.cpu_seconds(), self._client.cpu_seconds()
         figures = self._client.measure(words, self._key, load.output_tokens)
         after = arm.cpu_seconds()
@@ -106,6 +109,7 @@ class Bench:
 
     def idle(self) -> dict[str, dict[str, float]]:
         """CPU-ms per second of each part of both while nothing is asked."""
+        time.sleep(SETTLE_SECONDS)
         before = {name: arm.cpu_seconds() for name, arm in self._arms.items()}
         time.sleep(IDLE_SECONDS)
         after = {name: arm.cpu_seconds() for name, arm in self._arms.items()}
@@ -144,6 +148,7 @@ def main() -> None:
         "model": MODEL_NAME,
         "client": "vllm bench serve, without the id: and retry: lines of event streams",
         "both_up": True,
+        "settle_seconds": SETTLE_SECONDS,
     }
     model = make_model()
     run = Run("vllm_serve", settings)

@@ -29,7 +29,7 @@ STOP_SECONDS = 30.0
 
 
 def option_words(arguments: Mapping[str, Any]) -> list[str]:
-    """vLLM's arguments by name as words of its command line."""
+    """From arguments by name to words of vLLM's command line."""
     words: list[str] = []
     for name, value in arguments.items():
         option = name.replace("_", "-")
@@ -58,13 +58,8 @@ class VllmServer:
             )
 
     def __enter__(self) -> Self:
-        until_s = time.monotonic() + START_SECONDS
         try:
-            while not self._answers():
-                if self._head.poll() is not None or time.monotonic() > until_s:
-                    said = self._output.read_text(errors="replace")[-3000:]
-                    raise SystemExit(f"vLLM's server did not become ready:\n{said}")
-                time.sleep(0.25)
+            self._wait_for_health()
         except BaseException:
             self._end()
             raise
@@ -77,6 +72,14 @@ class VllmServer:
         at: TracebackType | None,
     ) -> None:
         self._end()
+
+    def _wait_for_health(self) -> None:
+        until_s = time.monotonic() + START_SECONDS
+        while not self._answers():
+            if self._head.poll() is not None or time.monotonic() > until_s:
+                said = self._output.read_text(errors="replace")[-3000:]
+                raise SystemExit(f"vLLM's server did not become ready:\n{said}")
+            time.sleep(0.25)
 
     def _answers(self) -> bool:
         try:
@@ -123,7 +126,7 @@ def main() -> None:
         "disable_uvicorn_access_log": True,
     }
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
-    os.execv(sys.executable, [*command, *option_words(arguments)])
+    os.execv(sys.executable, [*command, *option_words(arguments)])  # noqa: S606 no shell is wanted
 
 
 if __name__ == "__main__":
