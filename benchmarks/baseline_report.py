@@ -5,6 +5,7 @@ from typing import Any
 
 from benchmarks.results_file import spread
 from benchmarks.tables import of_repeats, table
+from benchmarks.vllm_report import show_vllm_serve
 
 Figures = Mapping[str, Any]
 CPU = "_cpu_us_per_request"
@@ -47,38 +48,6 @@ def show_litellm(figures: Figures) -> str:
     ratio_head = ["requests per CPU-second, Inferlog / LiteLLM", *(it for _, it in LITELLM_RATIOS)]
     return f"{table(head, rows)}\n\n{table(ratio_head, ratios)}"
 
-
-def show_vllm_serve(figures: Figures) -> str:
-    """The tables of `benchmarks.against_vllm`."""
-    sides = {"inferlog": "Inferlog", "api_server": "vLLM's api_server"}
-    parts = []
-    for case, label in (("streams_32", "32 streams"), ("one_stream", "one stream")):
-        rounds = [it[case] for it in figures["rounds"]]
-        rows = [
-            [side, *(of_repeats([it[name] for it in rounds], key, 1) for key, _ in VLLM_FIGURES)]
-            for name, side in sides.items()
-        ]
-        ratios = [
-            it["inferlog"]["output_throughput"] / it["api_server"]["output_throughput"]
-            for it in rounds
-        ]
-        added = [
-            spread([it["inferlog"][key] - it["api_server"][key] for it in rounds], 1)
-            for key, _ in VLLM_FIGURES[1:]
-        ]
-        rows.append(["ratio, then differences", spread(ratios, 3), *added])
-        parts.append(table([label, *(head for _, head in VLLM_FIGURES)], rows))
-    return "\n\n".join(parts)
-
-
-VLLM_FIGURES = (
-    ("output_throughput", "tokens/s"),
-    ("median_ttft_ms", "first token, p50 ms"),
-    ("p99_ttft_ms", "p99"),
-    ("median_itl_ms", "between tokens, p50 ms"),
-    ("p99_itl_ms", "p99"),
-)
-"""What vLLM's client reports."""
 
 BASELINE_SHOWN: dict[str, Callable[[Figures], str]] = {
     "litellm": show_litellm,

@@ -20,7 +20,7 @@ KEPT_IN = "INFERLOG_BENCH_RESULTS"
 UNFINISHED = Path(__file__).parents[1] / "build" / "bench"
 """What was measured by runs that were cut off; git ignores it."""
 PACKAGES = ("aiokafka", "fastapi", "httptools", "msgspec", "sse-starlette", "uvicorn", "uvloop")
-FLAGS = ("avx2", "avx512f", "amx_tile")
+FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16")
 CHANGES = ("status", "--porcelain", "--untracked-files=no", ".", ":!benchmarks/results", ":!docs")
 """What a run of another benchmark writes is no change of what is measured."""
 

@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 import types
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
@@ -39,7 +39,6 @@ def make_vllm_engine(
     """
     prepare_environment(model, options)
     from vllm.engine.arg_utils import AsyncEngineArgs  # noqa: PLC0415 after the environment
-    from vllm.platforms import current_platform  # noqa: PLC0415
 
     from consumers.inference.engine.vllm import VllmEngine  # noqa: PLC0415
 
@@ -47,6 +46,23 @@ def make_vllm_engine(
     for taken in ("model", "enable_log_requests"):
         if taken in found:
             raise EngineOptionError(f"engine option {taken!r} is not yours to set here")
+    defaults = default_arguments(found)
+    arguments = {"model": model, **defaults, **found}
+    arguments["logits_processors"] = _processors(found)
+    name = arguments.get("served_model_name") or Path(model).name
+    try:
+        return VllmEngine(AsyncEngineArgs(**arguments), _first(name), limits)
+    except (ValueError, TypeError) as error:
+        raise EngineOptionError(f"vLLM refuses these engine options: {error}") from error
+
+
+def default_arguments(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Our defaults where vLLM's own differ, for this machine; `found` is what the operator set.
+
+    To be called behind `prepare_environment`, for it imports vLLM.
+    """
+    from vllm.platforms import current_platform  # noqa: PLC0415 after the environment
+
     defaults: dict[str, Any] = {
         # recovery gives a run's prompt and tokens back; cached blocks make that cheap
         "enable_prefix_caching": True,
@@ -57,20 +73,10 @@ def make_vllm_engine(
         dtype, flags = cpu_dtype(Path("/proc/cpuinfo"))
         defaults |= {"dtype": dtype, "enforce_eager": True, "max_num_seqs": CPU_SLOTS}
         if found.get("enforce_eager", True):
-            disable_compiler()
+            # a sampling option's first use would stop every stream while it is compiled: 3 to 20 s
+            os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
         log.info("vllm on a CPU: dtype %s (flags: %s)", found.get("dtype", dtype), flags)
-    arguments = {"model": model, **defaults, **found}
-    arguments["logits_processors"] = _processors(found)
-    name = arguments.get("served_model_name") or Path(model).name
-    try:
-        return VllmEngine(AsyncEngineArgs(**arguments), _first(name), limits)
-    except (ValueError, TypeError) as error:
-        raise EngineOptionError(f"vLLM refuses these engine options: {error}") from error
-
-
-def disable_compiler() -> None:
-    """A sampling option's first use would stop every stream while it is compiled: 3 to 20 s."""
-    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+    return defaults
 
 
 def _processors(found: dict[str, Any]) -> list[Any] | None:
