@@ -32,7 +32,7 @@ test: setup ## The everyday tests, real Kafka and real vLLM included
 	$(BIN)/python -m pytest -m "not slow and not soak" --numprocesses 2 $(PYTEST)
 
 test-all: setup ## The long ones as well
-	$(BIN)/python -m pytest -m "not soak" $(PYTEST)
+	$(BIN)/python -m pytest -m "not soak" --numprocesses 2 $(PYTEST)
 
 soak: setup ## Volume runs alone
 	$(BIN)/python -m pytest -m soak $(PYTEST)
