@@ -5,7 +5,7 @@ PYTEST ?=
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check format test test-all soak faults sim demo up bench-pipeline bench-backlog bench-litellm bench-vllm lock clean
+.PHONY: help setup check format test test-all soak faults sim demo up bench plots bench-pipeline bench-backlog bench-litellm bench-vllm lock clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,14 @@ demo: setup ## Everything at once: an answer, a small load, a worker killed in t
 
 up: setup ## Start Kafka, workers and the API (ARGS="--workers 2 --port 8000")
 	@$(BIN)/inferlog up --engine $(ENGINE) $(ARGS)
+
+bench: setup ## All benchmarks, quick (about 20 minutes) or FULL=1 (about 80; kept); ARGS="--only cancels"
+	$(BIN)/python -m benchmarks $(if $(FULL),--full) $(ARGS)
+	$(if $(FULL),$(BIN)/python -m benchmarks.report)
+
+plots: $(BIN)/uv ## Draw the pictures of docs/performance.md from the kept results
+	bash requirements/bench_environment.sh bench-plots $(BIN)/python
+	build/bench-plots/bin/python -m benchmarks.plots
 
 bench-pipeline: ENGINE = scripted
 bench-pipeline: setup ## Measure the pipeline; results under benchmarks/results

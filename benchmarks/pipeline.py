@@ -24,8 +24,8 @@ import uvloop
 
 from benchmarks.first_token import measure_first_tokens
 from benchmarks.load import Kind, LoadClient, Order
+from benchmarks.pipeline_report import show_pipeline
 from benchmarks.plain_kafka import count_records
-from benchmarks.report import show_pipeline
 from benchmarks.results_file import Run
 from benchmarks.stack import RunningStack, engine_words
 from topics.catalogue import REPLIES

@@ -27,3 +27,4 @@ compile requirements/uv.in -o requirements/uv.txt
 # A gateway to compare with shares nothing with the project. Tampered releases of it were withdrawn
 # within days: younger ones are left alone.
 compile requirements/bench-litellm.in --exclude-newer '14 days' -o requirements/bench-litellm.txt
+compile requirements/bench-plots.in -o requirements/bench-plots.txt
