@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks.open_loop_client import Kept, Schedule
 from benchmarks.open_loop_report import show_open_loop
@@ -107,6 +107,29 @@ def ceiling(seconds: float) -> list[dict[str, float]]:
     return found
 
 
+class Lags(NamedTuple):
+    """Looks at how late an event loop woke a timer: how many, and how many of them within 5 ms."""
+
+    all: float
+    in_time: float
+
+    def less(self, before: "Lags") -> float:
+        """The share of looks since then that found it later."""
+        looks = self.all - before.all
+        return 1 - (self.in_time - before.in_time) / looks if looks else 0.0
+
+
+def lags(stack: RunningStack) -> dict[str, Lags]:
+    """Of the API and of the worker, since their start."""
+    name = "inferlog_event_loop_lag_seconds"
+    return {
+        part: Lags(
+            stack.metric(part, f"{name}_count"), stack.metric(part, f"{name}_bucket", 'le="0.005"')
+        )
+        for part in ("api", "worker")
+    }
+
+
 def measure(turn: int, seconds: float) -> list[dict[str, float]]:
     """One round of all rates on a fresh stack."""
     rates = RATES if turn % 2 == 0 else tuple(reversed(RATES))
@@ -127,16 +150,20 @@ def measure(turn: int, seconds: float) -> list[dict[str, float]]:
                 seed=turn * 100_000 + rate,
                 first=first,
             )
-            before = stack.cpu_seconds()
+            before, lag_before = stack.cpu_seconds(), lags(stack)
             kept = keep_schedule(generator, schedule)
             first += kept.due
             stack.wait_for_ended(first)
-            after = stack.cpu_seconds()
+            after, lag_after = stack.cpu_seconds(), lags(stack)
             spent = {
                 f"{part}_cpu_us_per_request": (after[part] - before[part]) / kept.due * 1e6
                 for part in after
             }
-            found.append(figures_of(kept, rate) | spent)
+            late = {
+                f"{part}_loop_late_share": lag_after[part].less(lag_before[part])
+                for part in lag_after
+            }
+            found.append(figures_of(kept, rate) | spent | late)
     return found[1:]
 
 

@@ -1,5 +1,6 @@
 """The tables of `benchmarks.open_loop`."""
 
+import statistics
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,7 +28,8 @@ def show_open_loop(figures: Mapping[str, Any]) -> str:
             ]
         )
     head = ["requests/s due", "first token, p50 ms", "p95", "p99", "whole answer, p99 ms"]
-    head += ["sent late by, p99 ms", "API + worker, CPU-µs per request"]
+    head += ["sent late by, p99 ms", "API's loop late by more than 5 ms", "worker's"]
+    head += ["API + worker, CPU-µs per request"]
     alone = [
         [
             f"{it['rate']:,}",

@@ -52,6 +52,22 @@ async def test_runs_of_one_loop_turn_share_one_call() -> None:
     await recorder.engine.stop()
 
 
+async def test_a_large_batch_is_stepped_128_streams_a_loop_turn() -> None:
+    """Whatever else the loop has to do goes in between; one that is aborted meanwhile says no more."""
+    recorder = await started("slots=1000", "tokens_per_second=1000")
+    runs = [recorder.submit(Body(prompt=f"prompt {i}", max_tokens=2)) for i in range(300)]
+    while not recorder.calls:
+        await asyncio.sleep(0)
+    assert len(recorder.calls) == 1, "the loop was given back behind the first of them"
+    recorder.engine.abort(runs[-1])
+    for run_id in runs[:-1]:
+        assert (await recorder.ended(run_id)).ids() == (0, 1)
+    steps = [{report.run_id for report in call} for call in recorder.calls]
+    assert [len(step) for step in steps[:3]] == [128, 128, 43]
+    assert set().union(*steps[:3]) == set(runs[:-1])
+    await recorder.engine.stop()
+
+
 async def test_at_a_pace_every_step_gives_each_stream_its_tokens() -> None:
     recorder = await started("tokens_per_second=200", "ttft_ms=10")
     runs = [recorder.submit(Body(prompt=f"prompt {i}", max_tokens=5)) for i in range(3)]
