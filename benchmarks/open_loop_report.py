@@ -1,6 +1,5 @@
 """The tables of `benchmarks.open_loop`."""
 
-import statistics
 from collections.abc import Mapping
 from typing import Any
 
