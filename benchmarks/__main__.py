@@ -41,6 +41,7 @@ BENCHES = (
     Bench("cancels", "cancels", "--repeats 1", 1, 3),
     Bench("replicas", "replicas", "--repeats 1", 2, 7),
     Bench("late_followers", "late_followers", "--repeats 1 --lengths 2000 20000", 1, 7),
+    Bench("log_bytes", "log_bytes", "", 1, 1),
     Bench("backlog", "backlog", "--repeats 1 --depths 1000 100000", 2, 18),
     Bench("against_litellm", "litellm", "--repeats 2", 3, 6),
     Bench("against_vllm", "vllm_serve", "--repeats 1", 5, 15, needs_vllm=True),

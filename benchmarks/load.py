@@ -30,6 +30,8 @@ class Order:
     first: int = 0
     keys: Sequence[str] = ()
     """The clients' keys, taken in turn; none: all have `key`."""
+    prompt_words: int = 5
+    """At least so many: what is missing is filled up."""
     ramp_seconds: float = 0.0
     """The clients begin one after the other within this time."""
     client: Literal["raw", "httpx"] = "raw"

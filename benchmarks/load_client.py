@@ -25,9 +25,9 @@ ANSWER_SECONDS = 120.0
 EVENTS_AT: Counter[int] = Counter()
 
 
-def prompt_of(number: int) -> str:
+def prompt_of(number: int, words: int = 5) -> str:
     """A prompt of its own for each request."""
-    return f"request {number} of the benchmark"
+    return f"request {number} of the benchmark" + " again" * (words - 5)
 
 
 def payload(order: Order, number: int) -> bytes:
@@ -35,7 +35,7 @@ def payload(order: Order, number: int) -> bytes:
     body: dict[str, object] = {
         "model": "scripted",
         "max_tokens": order.tokens,
-        "messages": [{"role": "user", "content": prompt_of(number)}],
+        "messages": [{"role": "user", "content": prompt_of(number, order.prompt_words)}],
     }
     if order.kind == "streamed":
         body["stream"] = True
@@ -46,7 +46,7 @@ def payload(order: Order, number: int) -> bytes:
 
 def expected_text(order: Order, number: int) -> str:
     """What the scripted engine says to it."""
-    prefix = hashlib.sha256(prompt_of(number).encode()).hexdigest()[:6]
+    prefix = hashlib.sha256(prompt_of(number, order.prompt_words).encode()).hexdigest()[:6]
     return "".join(f"{prefix}.{i} " for i in range(order.tokens))
 
 

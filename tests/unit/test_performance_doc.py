@@ -3,13 +3,15 @@
 import json
 import statistics
 
-from benchmarks.report import PAGE, SHOWN, filled
+from benchmarks.report import PAGE, SCALING_PAGE, SHOWN, filled, filled_scaling
 from benchmarks.results_file import RESULTS
 
 
 def test_the_tables_are_made_from_the_kept_results() -> None:
     page = PAGE.read_text()
     assert filled(page) == page, "python -m benchmarks.report makes them anew"
+    page = SCALING_PAGE.read_text()
+    assert filled_scaling(page) == page, "python -m benchmarks.report makes them anew"
 
 
 def test_every_result_has_a_place_on_the_page_and_names_its_machine() -> None:

@@ -1,0 +1,99 @@
+"""The tables of docs/scaling.md: what is measured, and what follows from it for a larger cluster."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from benchmarks.tables import table
+
+Figures = Mapping[str, Any]
+
+REQUESTS_PER_SECOND = 10_000
+ANSWER_TOKENS = 150
+SECONDS_PER_ANSWER = 4
+"""Both from the scenario: 150 tokens in about 4 seconds."""
+REQUESTS_PER_WORKER = 50
+"""A second: the scenario's instance with quantisation and cached prefixes."""
+LOAD = 0.6
+"""How busy a core may be for latencies to hold."""
+REPLICATION = 3
+REQUEST_HOURS, REPLY_HOURS = 48, 1
+"""The defaults of the topics."""
+
+
+def show_log_bytes(figures: Figures) -> str:
+    """The table of `benchmarks.log_bytes`."""
+    rows = [
+        [f"`{topic}`", f"{it['records_per_request']:.2f}", f"{it['bytes_per_request']:,.0f}"]
+        for topic, it in figures["topics"].items()
+    ]
+    total = [
+        sum(it[name] for it in figures["topics"].values())
+        for name in ("records_per_request", "bytes_per_request")
+    ]
+    rows.append(["together", f"{total[0]:.2f}", f"{total[1]:,.0f}"])
+    return table(["topic", "records per request", "bytes per request"], rows)
+
+
+def _median(repeats: Sequence[Mapping[str, float]], name: str) -> float:
+    return statistics.median(it[name] for it in repeats)
+
+
+def show_scaling(results: Mapping[str, Figures]) -> str:
+    """From `pipeline`, `open_streams` and `log_bytes` to 10,000 requests a second."""
+    accept_us = _median(results["pipeline"]["at_once"]["accept"], "api_cpu_us_per_request")
+    worker_us = _median(results["pipeline"]["at_once"]["whole"], "worker_cpu_us_per_request")
+    many = [it for it in results["open_streams"]["cases"] if it["streams"] == 1_000]
+    token_us = 1e6 / _median(many, "tokens_per_api_cpu_second")
+    stream_kib = statistics.median(it["idle_bytes_per_stream"]["api"] for it in many) / 1024
+    tokens_per_s = REQUESTS_PER_SECOND * ANSWER_TOKENS
+    accept_cores = REQUESTS_PER_SECOND * accept_us / 1e6
+    token_cores = tokens_per_s * token_us / 1e6
+    open_streams = REQUESTS_PER_SECOND * SECONDS_PER_ANSWER
+    workers = REQUESTS_PER_SECOND / REQUESTS_PER_WORKER
+    by_topic = results["log_bytes"]["topics"]
+    per_request = sum(it["bytes_per_request"] for it in by_topic.values())
+    request_bytes = by_topic["requests.default.standard"]["bytes_per_request"]
+    reply_bytes = by_topic["replies"]["bytes_per_request"]
+    written = REQUESTS_PER_SECOND * per_request
+    kept_s = 3600 * REQUEST_HOURS, 3600 * REPLY_HOURS
+    kept_bytes = request_bytes * kept_s[0] + reply_bytes * kept_s[1]
+    kept_bytes *= REQUESTS_PER_SECOND * REPLICATION
+    rows = [
+        ("accepting: API cores", f"10,000 x {accept_us:.0f} µs", f"{accept_cores:.1f}"),
+        ("streaming: tokens a second", f"10,000 x {ANSWER_TOKENS}", f"{tokens_per_s:,}"),
+        ("streaming: API cores", f"1,500,000 x {token_us:.1f} µs", f"{token_cores:.0f}"),
+        (
+            f"API cores at {LOAD:.0%} load, one process each",
+            f"({accept_cores:.1f} + {token_cores:.0f}) / {LOAD}",
+            f"**{(accept_cores + token_cores) / LOAD:.0f}**",
+        ),
+        ("open streams", f"10,000 x {SECONDS_PER_ANSWER} s", f"{open_streams:,}"),
+        (
+            "their memory, all replicas together",
+            f"{open_streams:,} x {stream_kib:.0f} KiB",
+            f"{open_streams * stream_kib / 2**20:.1f} GiB",
+        ),
+        ("workers", f"10,000 / {REQUESTS_PER_WORKER} (assumed)", f"**{workers:.0f}**"),
+        (
+            "CPU of a worker for the log, cores",
+            f"{REQUESTS_PER_WORKER} x {worker_us:.0f} µs, tokens apart",
+            f"{REQUESTS_PER_WORKER * worker_us / 1e6:.3f}",
+        ),
+        (
+            "bytes a second onto the log",
+            f"10,000 x {per_request:,.0f}",
+            f"{written / 1e6:,.0f} MB/s",
+        ),
+        (
+            f"with {REPLICATION} copies, and read once",
+            f"{written / 1e6:,.0f} x {REPLICATION}; + {written / 1e6:,.0f} out",
+            f"**{written * REPLICATION / 1e6:,.0f} MB/s** written, {written / 1e6:,.0f} MB/s read",
+        ),
+        (
+            "disk, requests for 48 h and replies for 1 h",
+            f"10,000 x ({request_bytes:,.0f} x 172,800 + {reply_bytes:,.0f} x 3,600) x {REPLICATION}",
+            f"{kept_bytes / 1e12:.1f} TB",
+        ),
+    ]
+    return table(["what", "arithmetic", "comes to"], rows)
