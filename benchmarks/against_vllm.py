@@ -2,17 +2,20 @@
 
     python -m benchmarks.against_vllm
 
-Both run the same small model with the same engine arguments, both are up all the time: the one that is
-not measured idles, and what that costs is among the figures. In every round each case is measured on both
-with the same prompts, the order turned from round to round (A-B-B-A …); the first round warms up. Cases:
-32 streams at once, as many as the engine has slots, and one stream alone. CPU is user and system time
-from process accounting, from before the client makes its prompts until it has its last answer.
+Both run the same small model with the same engine arguments, one at a time: the other's idling would cost
+what is compared. In every round each case is measured on both with the same prompts, the order turned from
+round to round (A-B-B-A …); whoever ends a round begins the next one without a new start. Each start is
+followed by a warm-up. Cases: 32 streams at once, as many as the engine has slots, and one stream alone. CPU
+is user and system time from process accounting, from before the client makes its prompts until it has its
+last answer.
 """
 
 import argparse
+import secrets
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,7 +24,7 @@ from typing import Any
 from benchmarks.results_file import Run
 from benchmarks.stack import RunningStack, cpu_seconds_of
 from benchmarks.vllm_client import Load, VllmClient, end_id_of, words_of
-from benchmarks.vllm_figures import ARMS, OURS, THEIRS, Round, problems
+from benchmarks.vllm_figures import OURS, problems, turns
 from benchmarks.vllm_report import show_vllm_serve
 from benchmarks.vllm_server import VllmServer
 from inferlog.model_download import MODEL_NAME, make_model
@@ -31,15 +34,19 @@ PROMPTS = 160
 ALONE_PROMPTS = 16
 IDLE_SECONDS = 10.0
 SETTLE_SECONDS = 3.0
-"""Behind its last request vLLM's model process waits by spinning, for a second, on a core that both need."""
+"""Behind its last request vLLM's model process waits by spinning, for a second."""
+WARM_UP = Load(prompts=32, streams=32, input_tokens=64, output_tokens=16)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Arm:
-    """One of the two: where it answers, and what its processes have used so far."""
+    """One of the two, running: where it answers, and what its processes have used so far."""
 
+    name: str
     port: int
+    key: str
     cpu_seconds: Callable[[], dict[str, float]]
+    command: list[str]
 
 
 def loads(prompts: int) -> dict[str, Load]:
@@ -63,19 +70,42 @@ def stack_cpu_seconds(stack: RunningStack) -> dict[str, float]:
     }
 
 
-class Bench:
-    """Both arms, and the client that measures them."""
+@contextmanager
+def running(name: str) -> Iterator[Arm]:
+    """Starts one of the two in a folder of its own; ends it."""
+    with tempfile.TemporaryDirectory(prefix="inferlog-bench-") as folder:
+        if name == OURS:
+            options = ["--workers", "1"]
+            with RunningStack(Path(folder), *options, engine="vllm") as stack:
+                yield Arm(
+                    name=name,
+                    port=stack.port,
+                    key=stack.key,
+                    cpu_seconds=lambda: stack_cpu_seconds(stack),
+                    command=["inferlog", "up", "--engine", "vllm", *options],
+                )
+        else:
+            key = secrets.token_hex(16)
+            with VllmServer(Path(folder), key) as server:
+                yield Arm(
+                    name=name,
+                    port=server.port,
+                    key=key,
+                    cpu_seconds=server.cpu_seconds,
+                    command=server.command(),
+                )
 
-    def __init__(self, arms: dict[str, Arm], client: VllmClient, key: str, model: Path) -> None:
-        self._arms = arms
+
+class Bench:
+    """The client, and what it asks for."""
+
+    def __init__(self, client: VllmClient, model: Path) -> None:
         self._client = client
-        self._key = key
         self._model = model
         self._end_id = end_id_of(model)
 
-    def measure(self, name: str, load: Load, seed: int) -> dict[str, Any]:
+    def measure(self, arm: Arm, load: Load, seed: int) -> dict[str, Any]:
         """One case on one arm."""
-        arm = self._arms[name]
         words = words_of(
             load,
             port=arm.port,
@@ -86,40 +116,45 @@ class Bench:
         )
         time.sleep(SETTLE_SECONDS)
         before, client = arm.cpu_seconds(), self._client.cpu_seconds()
-        figures = self._client.measure(words, self._key, load.output_tokens)
+        figures = self._client.measure(words, arm.key, load.output_tokens)
         after = arm.cpu_seconds()
         spent = {part: after[part] - before[part] for part in after}
         spent["client"] = self._client.cpu_seconds() - client
         return {**figures, "cpu_seconds": spent}
 
-    def round(self, number: int, cases: dict[str, Load]) -> Round:
-        """Every case on both arms, with prompts of this round."""
-        order = ARMS if number % 2 == 0 else ARMS[::-1]
+    def round(self, arm: Arm, number: int, cases: Mapping[str, Load]) -> dict[str, dict[str, Any]]:
+        """Every case on this arm, with prompts of this round."""
         found: dict[str, dict[str, Any]] = {}
         for place, (case, load) in enumerate(cases.items()):
             # never the prompts of another case or round: they would be in the engine's cache
-            seed = 1 + number * len(cases) + place
-            found[case] = {name: self.measure(name, load, seed) for name in order}
-            said = ", ".join(
-                f"{name} {it['output_tokens_per_second']:.0f} tok/s"
-                for name, it in found[case].items()
-            )
-            print(f"round {number}, {case}: {said}", flush=True)
+            found[case] = self.measure(arm, load, 1 + number * len(cases) + place)
+            rate = found[case]["output_tokens_per_second"]
+            print(f"round {number}, {case}, {arm.name}: {rate:.0f} tokens/s", flush=True)
         return found
 
-    def idle(self) -> dict[str, dict[str, float]]:
-        """CPU-ms per second of each part of both while nothing is asked."""
-        time.sleep(SETTLE_SECONDS)
-        before = {name: arm.cpu_seconds() for name, arm in self._arms.items()}
-        time.sleep(IDLE_SECONDS)
-        after = {name: arm.cpu_seconds() for name, arm in self._arms.items()}
-        return {
-            name: {
-                part: (after[name][part] - used) / IDLE_SECONDS * 1e3
-                for part, used in parts.items()
-            }
-            for name, parts in before.items()
-        }
+
+def idle(arm: Arm) -> dict[str, float]:
+    """CPU-ms per second of each part while nothing is asked."""
+    time.sleep(SETTLE_SECONDS)
+    before = arm.cpu_seconds()
+    time.sleep(IDLE_SECONDS)
+    after = arm.cpu_seconds()
+    return {part: (after[part] - before[part]) / IDLE_SECONDS * 1e3 for part in after}
+
+
+def compare(bench: Bench, repeats: int, cases: Mapping[str, Load]) -> dict[str, Any]:
+    """All rounds."""
+    rounds: list[dict[str, dict[str, Any]]] = [{case: {} for case in cases} for _ in range(repeats)]
+    at_rest: dict[str, dict[str, float]] = {}
+    commands: dict[str, list[str]] = {}
+    for name, numbers in turns(repeats):
+        with running(name) as arm:
+            bench.measure(arm, WARM_UP, seed=0)
+            for number in numbers:
+                for case, figures in bench.round(arm, number, cases).items():
+                    rounds[number][case][name] = figures
+            at_rest[name], commands[name] = idle(arm), arm.command
+    return {"rounds": rounds, "idle_cpu_ms_per_second": at_rest, "commands": commands}
 
 
 def vllm_version() -> str:
@@ -137,7 +172,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--repeats", type=int, default=REPEATS, help="rounds behind the first")
+    parser.add_argument("--repeats", type=int, default=REPEATS, help="rounds")
     parser.add_argument("--prompts", type=int, default=PROMPTS, help="for the 32 streams together")
     words = parser.parse_args()
     cases = loads(words.prompts)
@@ -147,31 +182,19 @@ def main() -> None:
         "vllm": vllm_version(),
         "model": MODEL_NAME,
         "client": "vllm bench serve, without the id: and retry: lines of event streams",
-        "both_up": True,
+        "at_once": "one server",
+        "warm_up": asdict(WARM_UP),
         "settle_seconds": SETTLE_SECONDS,
     }
     model = make_model()
     run = Run("vllm_serve", settings)
     with (
         tempfile.TemporaryDirectory(prefix="inferlog-bench-") as folder,
-        RunningStack(Path(folder), "--workers", "1", engine="vllm") as stack,
-        VllmServer(Path(folder), stack.key) as server,
         VllmClient(Path(folder)) as client,
     ):
-        arms = {
-            OURS: Arm(stack.port, lambda: stack_cpu_seconds(stack)),
-            THEIRS: Arm(server.port, server.cpu_seconds),
-        }
-        bench = Bench(arms, client, stack.key, model)
-        # the one before warms up
-        rounds = [bench.round(number, cases) for number in range(words.repeats + 1)][1:]
-        figures = {
-            "rounds": rounds,
-            "idle_cpu_ms_per_second": bench.idle(),
-            "vllm_command": server.command(),
-        }
+        figures = compare(Bench(client, model), words.repeats, cases)
     print(show_vllm_serve(figures))
-    if found := problems(rounds):
+    if found := problems(figures["rounds"]):
         raise SystemExit("nothing is kept:\n" + "\n".join(found))
     run.keep(figures)
 

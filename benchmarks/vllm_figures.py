@@ -21,6 +21,18 @@ _TIMES = tuple(
 )
 
 
+def turns(rounds: int) -> list[tuple[str, list[int]]]:
+    """Who runs, and the rounds measured meanwhile: A-B, B-A, A-B …, equal neighbours joined."""
+    found: list[tuple[str, list[int]]] = []
+    for number in range(rounds):
+        for arm in ARMS if number % 2 == 0 else ARMS[::-1]:
+            if found and found[-1][0] == arm:
+                found[-1][1].append(number)
+            else:
+                found.append((arm, [number]))
+    return found
+
+
 def read_result(result: Mapping[str, Any], tokens: int) -> dict[str, Any]:
     """The figures in the client's detailed result; `tokens` is how long every answer should be."""
     errors = [it for it in result["errors"] if it]

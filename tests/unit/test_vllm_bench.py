@@ -13,6 +13,7 @@ from benchmarks.vllm_figures import (
     ratios,
     read_result,
     steps_added,
+    turns,
 )
 from benchmarks.vllm_report import show_vllm_serve
 from benchmarks.vllm_server import option_words
@@ -85,6 +86,12 @@ def test_ratios_and_differences_are_made_round_by_round() -> None:
     # one step is vLLM's median gap, 50 ms here
     assert steps_added(both, "streams_32") == [0.2]
     assert cpu_ms_per_token(both, "one_stream", "vllm", "engine") == [500.0]
+
+
+def test_who_ends_a_round_begins_the_next() -> None:
+    ours, theirs = "inferlog", "vllm"
+    assert turns(1) == [(ours, [0]), (theirs, [0])]
+    assert turns(3) == [(ours, [0]), (theirs, [0, 1]), (ours, [1, 2]), (theirs, [2])]
 
 
 def test_the_table_names_both_and_the_ratio() -> None:
