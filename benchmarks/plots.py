@@ -89,7 +89,7 @@ def pipeline(figures: Any, axes: Any) -> None:
         axes.barh(list(cases.values()), widths, left=left, color=colour, label=part, height=0.6)
         left = [a + b for a, b in zip(left, widths, strict=True)]
     axes.invert_yaxis()
-    axes.legend(frameon=False, loc="lower right")
+    axes.legend(frameon=False, loc="upper right")
     axes.set_xlabel("CPU-µs per request")
 
 
