@@ -6,6 +6,8 @@ lived. (A worker whose engine died goes on as a new incarnation.) A start that b
 makes all deaths before it forgotten, as the request is past the place where it died; its own death is
 then the first one at the new place.
 
+A start says its number, one more than the deaths that its owner knew of; so many deaths it can stand for.
+
 At `starts_max` - 1 deaths a request runs alone (`core.solitude`), so that only a death of its own
 making can bring it to `starts_max`, where it is parked.
 """
@@ -73,13 +75,18 @@ class Life:
         return next((it for it in reversed(self.starts) if it.epoch == epoch), None)
 
     def deaths(self, owners: Owners) -> int:
-        """How often it died since it last came further than where it had died before."""
+        """How often it died since it last came further than where it had died before.
+
+        Several owners may run it at once, all but one of them without knowing that they are owners no
+        more, and all may be killed at once. They said the same number, and are one death: none of
+        them ran it alone because of what had happened to the others.
+        """
         counted = 0
         for start in self.starts:
             if start.progressed:
                 counted = 0
-            alive = start.released or owners.lived_on(start.said.q, start.epoch)
-            counted += 0 if alive else 1
+            if not (start.released or owners.lived_on(start.said.q, start.epoch)):
+                counted = max(counted, min(counted + 1, start.said.starts))
         return counted
 
     def history(self) -> tuple[Start, ...]:

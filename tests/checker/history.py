@@ -138,6 +138,8 @@ class History:
     broken: list[str] = field(default_factory=list)
     total_seconds: float = 600.0
     claim_life_seconds: float = 3600.0
+    clock_error_ms: int = 0
+    """How wrong a process's own clock is at most: a replica has no other before its first ack."""
     span_offsets: int = DEFAULT_LIMITS.span_offsets
     scripted: bool = True
     """Each answer follows from its prompt; what a model says nobody can know."""

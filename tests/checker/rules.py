@@ -106,7 +106,7 @@ def _keys_run_once(history: History, read: TopicsRead) -> Iterator[str]:
             yield f"attempt {it.number} under {it.key} got {it.request_id}, which claimed nothing"
         elif it.fingerprint is not None and mine[0][1] != it.fingerprint:
             yield f"attempt {it.number} under {it.key} got the answer to another payload"
-        elif it.outcome != "new" and it.invoked_ms > mine[0][3] + 1000:
+        elif it.outcome != "new" and it.invoked_ms > mine[0][3] + 1000 + history.clock_error_ms:
             yield f"attempt {it.number} under {it.key} got an answer whose claim had ended"
 
 

@@ -91,6 +91,7 @@ class World:
         self.counts = self.cluster.counts
         self.groups: dict[str, Group] = {}
         self.history = History(
+            clock_error_ms=max(map(abs, plan.offsets_ms)),
             total_seconds=plan.limits.total_seconds,
             claim_life_seconds=plan.limits.claim_life_seconds,
             span_offsets=plan.limits.span_offsets,

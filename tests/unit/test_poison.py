@@ -59,6 +59,12 @@ def test_each_start_of_an_owner_never_heard_of_again_was_a_death() -> None:
     assert deaths(STRANGERS, started(1), started(2, 2), started(3, 3)) == 3
 
 
+def test_owners_that_ran_it_at_once_and_were_killed_at_once_are_one_death() -> None:
+    assert deaths(STRANGERS, started(1), started(2), started(3)) == 1
+    assert deaths(STRANGERS, started(1), started(2), started(3, 2), started(4, 3)) == 3
+    assert deaths(STRANGERS, started(1), started(2, 2), started(4), started(3, 3)) == 3
+
+
 def test_a_start_behind_a_fence_was_run_and_counts() -> None:
     assert deaths(STRANGERS, Fence(epoch=2, qs=(Q,)), started(1)) == 1
 

@@ -14,14 +14,14 @@ INFO = RequestInfo(endpoint=CHAT, model="m", tier="premium")
 PLAIN = Body(prompt="x")
 
 
-def started(*counts: int, q: str = Q, offset: int = 7, epoch: int = 1) -> Started:
+def started(*counts: int, q: str = Q, offset: int = 7, epoch: int = 1, starts: int = 1) -> Started:
     return Started(
         id="r1",
         tenant="acme",
         q=q,
         offset=offset,
         epoch=epoch,
-        starts=1,
+        starts=starts,
         counts=counts or (0,),
         info=INFO,
         worker="w",
@@ -68,7 +68,7 @@ def test_nothing_said_runs_fresh() -> None:
 
 
 def test_a_start_without_a_token_runs_fresh_and_counts() -> None:
-    fold = folded(started(), started(epoch=2))
+    fold = folded(started(), started(epoch=2, starts=2))
     assert fold.verdict(KEY, (Q, 7), PLAIN) == RunFresh(2, spoken=True)
     assert fold.first == {(Q, 7): 0}
 
