@@ -26,6 +26,8 @@ from schemas.requests import TIERS
 from topics.ports import Log
 from topics.settings import ClusterSettings
 
+STATE_RETRY_SECONDS = 1.0
+
 
 class Stack:
     """See `runtime.service.Service`. `on_ready` is called once, when requests can be served.
@@ -56,7 +58,7 @@ class Stack:
         self._cluster: SupervisedCluster | None = None
         self._supervisor: Supervisor | None = None
         self._departures: Departures | None = None
-        self._ready = False
+        self._untold = asyncio.Event()
         self._tasks: list[asyncio.Task[Any]] = []
 
     # --- addresses
@@ -89,8 +91,8 @@ class Stack:
         self.metrics.update(zip(names, ports, strict=True))
         async with self._ready_in_time():
             await self._start_parts(worker)
-        self._ready = True
         self.write_state()
+        self._tasks.append(asyncio.create_task(self._tell_changes(), name="tell-state"))
         self._on_ready(self)
         return self._tasks
 
@@ -251,8 +253,26 @@ class Stack:
         self._pids_changed()
 
     def _pids_changed(self) -> None:
-        if self._ready:
-            self.write_state()
+        self._untold.set()
+
+    async def _tell_changes(self) -> None:
+        """Writes the state anew whenever it changed, for ever.
+
+        A full disk, which ends a broker, must not end those who start it again.
+        """
+        reported = False
+        while True:
+            await self._untold.wait()
+            self._untold.clear()
+            try:
+                self.write_state()
+                reported = False
+            except OSError as error:
+                if not reported:
+                    self._report(f"warning: other commands see old process ids: {error.strerror}")
+                reported = True
+                self._untold.set()
+                await asyncio.sleep(STATE_RETRY_SECONDS)
 
     async def _until_ready(self, name: str) -> None:
         assert self._supervisor is not None
