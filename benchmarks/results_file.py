@@ -24,6 +24,8 @@ FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16")
 CHANGES = ("status", "--porcelain", "--untracked-files=no", ".", ":!benchmarks/results", ":!docs")
 """What a run of another benchmark writes is no change of what is measured."""
 
+LOOP_TURNS = 1_000_000
+
 T = TypeVar("T")
 
 
@@ -58,6 +60,17 @@ def _git(*words: str) -> str:
 def load_average() -> list[float]:
     """Of the last 1, 5 and 15 minutes: more than the benchmark's own share is a neighbour's."""
     return [round(it, 2) for it in os.getloadavg()]
+
+
+def loop_ns() -> float:
+    """What one turn of a loop of Python costs here: machines of one name differ by a factor of two."""
+    best_s = float("inf")
+    for _ in range(5):
+        began_s, total = time.perf_counter(), 0
+        for number in range(LOOP_TURNS):
+            total += number
+        best_s = min(best_s, time.perf_counter() - began_s)
+    return round(best_s / LOOP_TURNS * 1e9, 1)
 
 
 def code_state() -> str:
@@ -119,6 +132,7 @@ class Run:
                 "memory_gib": round(memory_gib, 1),
                 "system": f"{platform.system()} {platform.release()}",
                 "python": platform.python_version(),
+                "python_loop_ns": loop_ns(),
                 "load_average_before": self._load_before,
                 "load_average_after": load_average(),
             },
