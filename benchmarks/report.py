@@ -58,7 +58,7 @@ def _origin(kept: Mapping[str, Any]) -> str:
     load = " → ".join(
         str(loads[0]) for loads in (it["load_average_before"], it["load_average_after"])
     )
-    speed = f" ({it['python_loop_ns']} ns a turn)" if "python_loop_ns" in it else ""
+    speed = f" (system call {it['system_call_ns']} ns)" if "system_call_ns" in it else ""
     changed = " with changes" if kept["changed_since_commit"] else ""
     return (
         f"From `benchmarks/results/{kept['benchmark']}.json`: commit `{kept['commit'][:10]}`{changed}, "
