@@ -51,7 +51,7 @@ def _tokens(streams: int) -> Callable[[Figures], str]:
 
 
 def _gateway(figures: Figures) -> str:
-    return spread(figures["ratios"]["whole"]["same_work"], 1)
+    return spread(figures["ratios"]["buffered"]["same_work"], 1)
 
 
 def _backlog(figures: Figures) -> str:
