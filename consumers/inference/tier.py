@@ -284,8 +284,8 @@ class TierConsumer:
         self._reading = False
 
     def lag_ready(self) -> bool:
-        """True when every assigned partition is owned and being read."""
-        return bool(self.assigned) and not self._wanted
+        """True when all that the group gave, be it nothing, is owned and being read."""
+        return self._owning is not None and not self._wanted
 
     async def close(self) -> None:
         """Commits once more, then leaves the group."""
