@@ -1,5 +1,6 @@
 """The tables of `benchmarks.open_loop`."""
 
+import statistics
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +19,10 @@ def show_open_loop(figures: Mapping[str, Any]) -> str:
             [
                 f"{rate:,}",
                 *(spread([it[f"{name}_seconds"] * 1e3 for it in repeats], 1) for name in times),
+                *(
+                    f"{statistics.mean(it[f'{part}_loop_late_share'] for it in repeats):.1%}"
+                    for part in ("api", "worker")
+                ),
                 spread(
                     [
                         it["api_cpu_us_per_request"] + it["worker_cpu_us_per_request"]
