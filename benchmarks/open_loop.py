@@ -116,7 +116,8 @@ class Lags(NamedTuple):
     def less(self, before: "Lags") -> float:
         """The share of looks since then that found it later."""
         looks = self.all - before.all
-        return 1 - (self.in_time - before.in_time) / looks if looks else 0.0
+        # the two were read a moment apart
+        return max(0.0, 1 - (self.in_time - before.in_time) / looks) if looks else 0.0
 
 
 def lags(stack: RunningStack) -> dict[str, Lags]:

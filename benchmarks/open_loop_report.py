@@ -20,7 +20,7 @@ def show_open_loop(figures: Mapping[str, Any]) -> str:
                 f"{rate:,}",
                 *(spread([it[f"{name}_seconds"] * 1e3 for it in repeats], 1) for name in times),
                 *(
-                    f"{statistics.mean(it[f'{part}_loop_late_share'] for it in repeats):.1%}"
+                    f"{max(0.0, statistics.mean(it[f'{part}_loop_late_share'] for it in repeats)):.1%}"
                     for part in ("api", "worker")
                 ),
                 spread(
