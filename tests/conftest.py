@@ -16,15 +16,15 @@ from tests.engine_recorder import EngineRecorder
 from topics.broker import LocalCluster
 from topics.kafka_download import libs_dir
 
-TOGETHER = ("tests/contract/", "tests/integration/")
+STARTS_PROCESSES = ("tests/contract/", "tests/faults/", "tests/integration/", "tests/soak/")
 
 
 class SideBySide(LoadScopeScheduling):  # type: ignore[misc]  # xdist carries no types
     """Who runs beside whom when two processes run the tests (`make test`).
 
-    One engine serves all tests of a process, and one broker: so vLLM's tests stay together, and so
-    do those of the shared broker. Each row of the fault matrix has a broker of its own; these, too,
-    stay together. Pure tests go by file. (By marks, xdist 3.8 cannot: it names groups in a private
+    One engine and one broker serve all tests of a process, so vLLM's tests stay together; and so
+    does what starts processes of its own and watches clocks: two at once starve each other's broker.
+    Pure tests run beside them, by file. (By marks, xdist 3.8 cannot: it names groups in a private
     attribute that pytest 9.2 no longer has.)
     """
 
@@ -32,9 +32,7 @@ class SideBySide(LoadScopeScheduling):  # type: ignore[misc]  # xdist carries no
         if "vllm" in nodeid:
             return "vllm"
         path = nodeid.split("::", 1)[0]
-        if path.startswith(TOGETHER):
-            return "shared broker"
-        return "faults" if path.startswith("tests/faults/") else path
+        return "processes" if path.startswith(STARTS_PROCESSES) else path
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> SideBySide:
