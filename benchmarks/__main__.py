@@ -71,9 +71,10 @@ class House:
     def run(self, benches: Sequence[Bench]) -> int:
         """Exit code: 1 if one of them failed; the others are run all the same."""
         left = [it for it in benches if it.module not in self._done]
-        for module in self._done:
-            print(f"{module}: done already (--fresh measures again)")
-        failed = []
+        for bench in benches:
+            if bench not in left:
+                print(f"{bench.module}: done already (--fresh measures again)")
+        failed, skipped = [], []
         for number, bench in enumerate(left, 1):
             remaining = minutes(left[number - 1 :], self._full)
             print(
@@ -82,6 +83,7 @@ class House:
             )
             if bench.needs_vllm and find_spec("vllm") is None:
                 print("skipped: vLLM is not installed (make setup ENGINE=vllm)")
+                skipped.append(bench.module)
                 continue
             began_s = time.monotonic()
             if self._one(bench):
@@ -92,7 +94,8 @@ class House:
         if failed:
             print(f"failed: {', '.join(failed)}; the lines above say why", file=sys.stderr)
             return 1
-        self._state.unlink(missing_ok=True)
+        if {it.module for it in BENCHES} <= {*self._done, *skipped}:
+            self._state.unlink(missing_ok=True)  # all of it: the next call begins anew
         return 0
 
     def _one(self, bench: Bench) -> bool:

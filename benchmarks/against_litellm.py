@@ -21,15 +21,15 @@ from typing import Any, Literal, Protocol
 from benchmarks.baseline_report import show_litellm
 from benchmarks.load import Kind, LoadClient, Order
 from benchmarks.results_file import Run
+from benchmarks.server import Server
 from benchmarks.servers import (
     LITELLM_ENVIRON,
     LitellmProxy,
-    Server,
     litellm_config,
     litellm_version,
     plain_service,
 )
-from benchmarks.stack import RunningStack
+from benchmarks.stack import RunningStack, engine_words
 
 REPEATS = 5
 REQUESTS = 2000
@@ -189,7 +189,7 @@ def measure(repeats: int, requests: Mapping[Name, int]) -> dict[str, Any]:
         tempfile.TemporaryDirectory(prefix="inferlog-bench-") as other,
         plain_service(Path(other), SLOTS) as plain,
         LitellmProxy(Path(other), plain.port) as proxy,
-        RunningStack(Path(data), "--engine-option", SLOTS) as stack,
+        RunningStack(Path(data), *engine_words(SLOTS)) as stack,
         LoadClient() as load,
     ):
         ways: dict[Name, Way] = {

@@ -91,7 +91,7 @@ def running(name: str) -> Iterator[Arm]:
                     name=name,
                     port=server.port,
                     key=key,
-                    cpu_seconds=server.cpu_seconds,
+                    cpu_seconds=server.cpu_seconds_by_part,
                     command=server.command(),
                 )
 

@@ -14,7 +14,6 @@ import asyncio
 import tempfile
 import time
 from collections.abc import Callable, Coroutine
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -134,11 +133,6 @@ async def measure(depth: int, requests: int, trials: int) -> dict[str, Any]:
     }
 
 
-def measured_alone(depth: int, requests: int, trials: int) -> dict[str, Any]:
-    """`measure` in a loop of its own."""
-    return uvloop.run(measure(depth, requests, trials))
-
-
 def main() -> None:
     """Measures, prints, keeps."""
     parser = argparse.ArgumentParser(
@@ -153,12 +147,12 @@ def main() -> None:
         "backlog",
         {**vars(words), "slots": SLOTS, "ttft_ms": TTFT_MS, "tokens": TOKENS, "workers": 1},
     )
-    measured: list[dict[str, Any]] = []
-    for turn in range(words.repeats):
-        for depth in words.depths if turn % 2 == 0 else reversed(words.depths):
-            what = f"{depth:,} waiting, {turn + 1} of {words.repeats}"
-            found = run.once(what, partial(measured_alone, depth, words.requests, words.trials))
-            measured.append(found)
+    measured = run.by_turns(
+        words.depths,
+        words.repeats,
+        lambda it: f"{it:,} waiting",
+        lambda it: uvloop.run(measure(it, words.requests, words.trials)),
+    )
     figures = {"cases": measured}
     print(show_backlog(figures))
     run.keep(figures)

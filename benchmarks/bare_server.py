@@ -33,7 +33,6 @@ class Bare(asyncio.Protocol):
 async def serve(port: int) -> None:
     """For ever."""
     server = await asyncio.get_running_loop().create_server(Bare, "127.0.0.1", port, backlog=4096)
-    print("ready", flush=True)
     await server.serve_forever()
 
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -169,11 +170,7 @@ def measure(count: int) -> dict[str, Any]:
         alone = uvloop.run(trials(order, stack.bootstrap))
         lasts = 2 * (time.monotonic() - began_s) + 5
         others = thread.submit(load.carry_out, beside_order(stack, lasts))
-        order = Order(
-            **{name: getattr(order, name) for name in order.__slots__ if name != "first"},
-            first=10_000,
-        )
-        beside = uvloop.run(trials(order, stack.bootstrap))
+        beside = uvloop.run(trials(replace(order, first=10_000), stack.bootstrap))
         if others.done():
             raise SystemExit("the streams beside ended too early")
         others.result()

@@ -9,7 +9,6 @@ import argparse
 import asyncio
 import tempfile
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -130,11 +129,7 @@ def main() -> None:
     parser.add_argument("--lengths", type=int, nargs="+", default=list(LENGTHS))
     words = parser.parse_args()
     run = Run("late_followers", {**vars(words), "readers": READERS, "at_once": AT_ONCE})
-    measured = []
-    for turn in range(words.repeats):
-        for length in words.lengths if turn % 2 == 0 else reversed(words.lengths):
-            what = f"{length:,} answers, {turn + 1} of {words.repeats}"
-            measured.append(run.once(what, partial(measure, length)))
+    measured = run.by_turns(words.lengths, words.repeats, lambda it: f"{it:,} answers", measure)
     figures = {"cases": measured}
     print(show_late_followers(figures))
     run.keep(figures)

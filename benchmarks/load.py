@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from types import TracebackType
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 Kind = Literal["accept", "whole", "streamed"]
 
@@ -53,27 +53,28 @@ class Carried:
     """Second of the monotonic clock, which all processes of a machine share -> events in it."""
 
 
-class LoadClient:
-    """The process. Used as a context manager."""
+class JsonProcess:
+    """A module of this folder as a process: a line of JSON in, a line of JSON out. A context manager."""
 
-    def __init__(self) -> None:
+    def __init__(self, module: str) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.load_client"],
+            [sys.executable, "-m", f"benchmarks.{module}"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
 
-    def carry_out(self, order: Order) -> Carried:
-        """Blocks until all is answered. Raises SystemExit if the client gave up."""
+    def ask(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        """Blocks until it has answered. Raises SystemExit if it gave up."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(asdict(order)) + "\n")
+        self._process.stdin.write(json.dumps(message) + "\n")
         self._process.stdin.flush()
         line = self._process.stdout.readline()
         if not line:
             raise SystemExit("the load client gave up: the line above says why")
-        return Carried(**json.loads(line))
+        found: dict[str, Any] = json.loads(line)
+        return found
 
     def __enter__(self) -> Self:
         return self
@@ -93,3 +94,14 @@ class LoadClient:
             self._process.wait()
         if self._process.stdout is not None:
             self._process.stdout.close()
+
+
+class LoadClient(JsonProcess):
+    """The closed-loop client."""
+
+    def __init__(self) -> None:
+        super().__init__("load_client")
+
+    def carry_out(self, order: Order) -> Carried:
+        """Blocks until all is answered. Raises SystemExit if the client gave up."""
+        return Carried(**self.ask(asdict(order)))

@@ -6,20 +6,19 @@ rates, Poisson arrivals, times counted from when each request was due.
 """
 
 import argparse
-import json
-import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmarks.load import JsonProcess
 from benchmarks.open_loop_client import Kept, Schedule
 from benchmarks.open_loop_report import show_open_loop
 from benchmarks.results_file import Run, percentile
+from benchmarks.server import Server
 from benchmarks.stack import RunningStack, engine_words
 from inferlog.local_ports import any_free
 
@@ -32,33 +31,15 @@ ON_TIME_SECONDS = 0.005
 """The generator keeps its schedule while 99 % of requests are sent no later than this."""
 
 
-@contextmanager
-def child(*words: str) -> Iterator["subprocess.Popen[str]"]:
-    """A module of this folder as a process, ended at the end."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    try:
-        yield process
-    finally:
-        process.terminate()
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+class LoadGenerator(JsonProcess):
+    """The open-loop client."""
 
+    def __init__(self) -> None:
+        super().__init__("open_loop_client")
 
-def keep_schedule(generator: "subprocess.Popen[str]", schedule: Schedule) -> Kept:
-    """Blocks until all is answered. Raises SystemExit if the generator gave up."""
-    assert generator.stdin is not None
-    assert generator.stdout is not None
-    generator.stdin.write(json.dumps(asdict(schedule)) + "\n")
-    generator.stdin.flush()
-    line = generator.stdout.readline()
-    if not line:
-        raise SystemExit("the load generator gave up: the line above says why")
-    return Kept(**json.loads(line))
+    def keep(self, schedule: Schedule) -> Kept:
+        """Blocks until all is answered. Raises SystemExit if it gave up."""
+        return Kept(**self.ask(asdict(schedule)))
 
 
 def figures_of(kept: Kept, rate: float) -> dict[str, float]:
@@ -84,12 +65,12 @@ def ceiling(seconds: float) -> list[dict[str, float]]:
     """The generator alone, at rising rates, until it is late."""
     port = any_free("127.0.0.1", 1)
     found = []
+    command = [sys.executable, "-m", "benchmarks.bare_server", str(port)]
     with (
-        child("benchmarks.bare_server", str(port)) as server,
-        child("benchmarks.open_loop_client") as generator,
+        tempfile.TemporaryDirectory(prefix="inferlog-bench-") as folder,
+        Server(command, port, "/", Path(folder)),
+        LoadGenerator() as generator,
     ):
-        assert server.stdout is not None
-        server.stdout.readline()
         for rate in CEILING_RATES:
             schedule = Schedule(
                 port=port,
@@ -101,7 +82,7 @@ def ceiling(seconds: float) -> list[dict[str, float]]:
                 seed=rate,
                 bare=True,
             )
-            found.append(figures_of(keep_schedule(generator, schedule), rate))
+            found.append(figures_of(generator.keep(schedule), rate))
             if found[-1]["late_p99_seconds"] > ON_TIME_SECONDS:
                 break
     return found
@@ -138,7 +119,7 @@ def measure(turn: int, seconds: float) -> list[dict[str, float]]:
     with (
         tempfile.TemporaryDirectory(prefix="inferlog-bench-") as folder,
         RunningStack(Path(folder), *engine_words("slots=1024")) as stack,
-        child("benchmarks.open_loop_client") as generator,
+        LoadGenerator() as generator,
     ):
         for rate in (rates[0], *rates):  # the one before warms up
             schedule = Schedule(
@@ -152,7 +133,7 @@ def measure(turn: int, seconds: float) -> list[dict[str, float]]:
                 first=first,
             )
             before, lag_before = stack.cpu_seconds(), lags(stack)
-            kept = keep_schedule(generator, schedule)
+            kept = generator.keep(schedule)
             first += kept.due
             stack.wait_for_ended(first)
             after, lag_after = stack.cpu_seconds(), lags(stack)

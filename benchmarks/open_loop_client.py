@@ -28,7 +28,9 @@ TIMER_SECONDS = 0.001
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schedule:
-    """`rate` requests a second on average, for so long. `bare`: the path of a server without parts."""
+    """`rate` requests a second on average, for so long. `bare`: the server is `bare_server`, and its
+    answers say nothing that could be verified.
+    """
 
     port: int
     key: str

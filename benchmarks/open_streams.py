@@ -13,7 +13,6 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,6 @@ WARM_UP_REQUESTS = 500
 WARM_UP_TOKENS = 2
 SETTLE_SECONDS = 1.0
 MARGIN_SECONDS = 1.0
-TOKENS_OUT = "inferlog_tokens_out_total"
 POLL_SECONDS = 0.05
 
 
@@ -107,13 +105,13 @@ def measure(case: Case) -> dict[str, Any]:
         wait_for_streams(stack, case.streams, case.silent_seconds)
         opened_s, opened_at_s = stack.cpu_seconds(), time.monotonic()
         time.sleep(SETTLE_SECONDS)
+        idle_at_s = int(time.monotonic())
         idle_bytes = {part: stack.memory_bytes(part) for part in ("api", "worker")}
-        said = stack.metric("worker", TOKENS_OUT)
-        if said > WARM_UP_REQUESTS * WARM_UP_TOKENS:
-            raise SystemExit("a stream spoke before all were open: a longer silence is needed")
         time.sleep(max(0.0, opened_at_s + case.silent_seconds + MARGIN_SECONDS - time.monotonic()))
         first_s, spent = steady(stack, case)
         carried: Carried = answered.result()
+    if any(int(second) < idle_at_s for second in carried.events_at):
+        raise SystemExit("a stream spoke before all were open: a longer silence is needed")
     seconds = range(first_s, first_s + window_seconds(case))
     tokens = sum(carried.events_at.get(str(second), 0) for second in seconds)
     return {
@@ -157,11 +155,7 @@ def main() -> None:
     cases = [it for it in CASES if not words.streams or it.streams in words.streams]
     settings: Mapping[str, Any] = {"repeats": words.repeats, "cases": [asdict(it) for it in cases]}
     run = Run("open_streams", settings)
-    measured = []
-    for turn in range(words.repeats):
-        for case in cases if turn % 2 == 0 else reversed(cases):
-            what = f"{case.streams:,} streams, {turn + 1} of {words.repeats}"
-            measured.append(run.once(what, partial(measure, case)))
+    measured = run.by_turns(cases, words.repeats, lambda it: f"{it.streams:,} streams", measure)
     figures = {"cases": measured}
     print(show_open_streams(figures))
     run.keep(figures)

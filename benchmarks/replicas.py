@@ -9,7 +9,7 @@ each request costs when there are more of them, each with its own fetches, heart
 import argparse
 import secrets
 import tempfile
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ def measure(shape: tuple[int, int], requests: int) -> dict[str, Any]:
             load.carry_out(order)
             stack.wait_for_ended(requests)
             before = stack.cpu_seconds()
-            carried = load.carry_out(Order(**{**_fields(order), "first": requests}))
+            carried = load.carry_out(replace(order, first=requests))
             stack.wait_for_ended(2 * requests)
             after = stack.cpu_seconds()
             memory = {part: stack.memory_bytes(part) for part in PARTS}
@@ -75,10 +75,6 @@ def measure(shape: tuple[int, int], requests: int) -> dict[str, Any]:
     }
 
 
-def _fields(order: Order) -> dict[str, Any]:
-    return {name: getattr(order, name) for name in order.__slots__}
-
-
 def main() -> None:
     """Measures, prints, keeps."""
     parser = argparse.ArgumentParser(
@@ -89,11 +85,12 @@ def main() -> None:
     words = parser.parse_args()
     settings = {**vars(words), "shapes": SHAPES, "tenants": TENANTS, "clients": CLIENTS}
     run = Run("replicas", settings)
-    measured = []
-    for turn in range(words.repeats):
-        for shape in SHAPES if turn % 2 == 0 else reversed(SHAPES):
-            what = f"{shape[0]} API and {shape[1]} workers, {turn + 1} of {words.repeats}"
-            measured.append(run.once(what, partial(measure, shape, words.requests)))
+    measured = run.by_turns(
+        SHAPES,
+        words.repeats,
+        lambda it: f"{it[0]} API and {it[1]} workers",
+        lambda it: measure(it, words.requests),
+    )
     figures = {"cases": measured}
     print(show_replicas(figures))
     run.keep(figures)

@@ -8,6 +8,7 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,6 +27,7 @@ CHANGES = ("status", "--porcelain", "--untracked-files=no", ".", ":!benchmarks/r
 
 TURNS = 200_000
 
+C = TypeVar("C")
 T = TypeVar("T")
 
 
@@ -121,6 +123,21 @@ class Run:
             )
         found: T = measured[what]
         return found
+
+    def by_turns(
+        self,
+        cases: Sequence[C],
+        repeats: int,
+        name: Callable[[C], str],
+        measure: Callable[[C], T],
+    ) -> list[T]:
+        """Every case so often, A-B-C-C-B-A, so that a slow minute of the machine meets all alike."""
+        measured = []
+        for turn in range(repeats):
+            for case in cases if turn % 2 == 0 else reversed(cases):
+                what = f"{name(case)}, {turn + 1} of {repeats}"
+                measured.append(self.once(what, partial(measure, case)))
+        return measured
 
     def keep(self, figures: Mapping[str, Any]) -> Path:
         """Writes `results/<name>.json`; the one before is in the history."""

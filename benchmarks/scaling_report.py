@@ -1,5 +1,6 @@
 """The tables of docs/scaling.md: what is measured, and what follows from it for a larger cluster."""
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,6 +15,7 @@ SECONDS_PER_ANSWER = 4
 """Both from the scenario: 150 tokens in about 4 seconds."""
 REQUESTS_PER_WORKER = 50
 """A second: the scenario's instance with quantisation and cached prefixes."""
+CELLS = 4
 LOAD = 0.6
 """How busy a core may be for latencies to hold."""
 REPLICATION = 3
@@ -33,6 +35,17 @@ def show_log_bytes(figures: Figures) -> str:
     ]
     rows.append(["together", f"{total[0]:.2f}", f"{total[1]:,.0f}"])
     return table(["topic", "records per request", "bytes per request"], rows)
+
+
+def partitions_met(streams: float, partitions: int) -> float:
+    """Of so many reply partitions, those that one of a worker's streams belongs to: records a step."""
+    return float(partitions * (1 - (1 - 1 / partitions) ** streams))
+
+
+def _records(steps: float, cells: int, replicas: float) -> tuple[int, float]:
+    """Reply partitions of a cell, one for each API replica; records a second of all cells together."""
+    partitions = math.ceil(replicas / cells)
+    return partitions, steps * partitions_met(REQUESTS_PER_WORKER * SECONDS_PER_ANSWER, partitions)
 
 
 def _median(repeats: Sequence[Mapping[str, float]], name: str) -> float:
@@ -56,6 +69,9 @@ def show_scaling(results: Mapping[str, Figures]) -> str:
     request_bytes = by_topic["requests.default.standard"]["bytes_per_request"]
     reply_bytes = by_topic["replies"]["bytes_per_request"]
     written = REQUESTS_PER_SECOND * per_request
+    replicas = (accept_cores + token_cores) / LOAD
+    steps = workers * ANSWER_TOKENS / SECONDS_PER_ANSWER
+    one, cells = (_records(steps, cells, replicas) for cells in (1, CELLS))
     kept_s = 3600 * REQUEST_HOURS, 3600 * REPLY_HOURS
     kept_bytes = request_bytes * kept_s[0] + reply_bytes * kept_s[1]
     kept_bytes *= REQUESTS_PER_SECOND * REPLICATION
@@ -66,7 +82,7 @@ def show_scaling(results: Mapping[str, Figures]) -> str:
         (
             f"API cores at {LOAD:.0%} load, one process each",
             f"({accept_cores:.1f} + {token_cores:.0f}) / {LOAD}",
-            f"**{(accept_cores + token_cores) / LOAD:.0f}**",
+            f"**{replicas:.0f}**",
         ),
         ("open streams", f"10,000 x {SECONDS_PER_ANSWER} s", f"{open_streams:,}"),
         (
@@ -79,6 +95,21 @@ def show_scaling(results: Mapping[str, Figures]) -> str:
             "CPU of a worker for the log, cores",
             f"{REQUESTS_PER_WORKER} x {worker_us:.0f} µs, tokens apart",
             f"{REQUESTS_PER_WORKER * worker_us / 1e6:.3f}",
+        ),
+        (
+            "steps of all workers a second",
+            f"{workers:.0f} x {ANSWER_TOKENS} / {SECONDS_PER_ANSWER}",
+            f"{steps:,.0f}",
+        ),
+        (
+            f"reply records a second, {one[0]} reply partitions",
+            f"{steps:,.0f} steps x {one[1] / steps:.0f}",
+            f"{one[1]:,.0f}",
+        ),
+        (
+            f"the same in {CELLS} cells of {cells[0]} reply partitions each",
+            f"{steps:,.0f} steps x {cells[1] / steps:.0f}",
+            f"**{cells[1]:,.0f}**",
         ),
         (
             "bytes a second onto the log",

@@ -7,17 +7,16 @@ tokens in one event, 64 at a time, where what a stream costs by itself shows.
 
 import argparse
 import secrets
-import signal
 import statistics
-import subprocess
 import sys
-import time
-
-import httpx
-import psutil
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
 
 from benchmarks.load import LoadClient, Order
 from benchmarks.results_file import Run, spread
+from benchmarks.server import Server
+from benchmarks.stack import HOST
 from inferlog.local_ports import any_free
 
 KINDS = ("ours", "sse-starlette")
@@ -26,42 +25,16 @@ CLIENTS = 64
 REPEATS = 6
 
 
-class Server:
-    """One of the two, in a process of its own."""
+class SseServer(Server):
+    """One of the two."""
 
-    def __init__(self, kind: str) -> None:
-        self.port = any_free("127.0.0.1", 1)
-        self.key = secrets.token_hex(16)
-        words = ["benchmarks.sse_server", kind, str(self.port), self.key]
-        self._child = subprocess.Popen([sys.executable, "-m", *words])
-        self._process = psutil.Process(self._child.pid)
-
-    def wait(self) -> None:
-        """Until it answers."""
-        for _ in range(300):
-            try:
-                httpx.get(f"http://127.0.0.1:{self.port}/health/live", trust_env=False)
-                return
-            except httpx.TransportError:
-                time.sleep(0.1)
-        raise SystemExit("a server did not start")
-
-    def cpu_seconds(self) -> float:
-        """User and system time so far."""
-        times = self._process.cpu_times()
-        return float(times.user + times.system)
-
-    def end(self) -> None:
-        """Stops it."""
-        self._child.send_signal(signal.SIGTERM)
-        try:
-            self._child.wait(10)
-        except subprocess.TimeoutExpired:
-            self._child.kill()
-            self._child.wait()
+    def __init__(self, kind: str, folder: Path) -> None:
+        port, self.key = any_free(HOST, 1), secrets.token_hex(16)
+        words = ["benchmarks.sse_server", kind, str(port), self.key]
+        super().__init__([sys.executable, "-m", *words], port, "/health/live", folder)
 
 
-def measure(server: Server, load: LoadClient, case: str) -> dict[str, float]:
+def measure(server: SseServer, load: LoadClient, case: str) -> dict[str, float]:
     """One repeat."""
     requests, tokens = CASES[case]
     order = Order(
@@ -91,20 +64,16 @@ def main() -> None:
     run = Run("sse_response", {"cases": CASES, "clients": CLIENTS, "repeats": repeats})
     figures: dict[str, dict[str, list[dict[str, float]]]]
     figures = {case: {kind: [] for kind in KINDS} for case in CASES}
-    servers = {kind: Server(kind) for kind in KINDS}
-    try:
-        with LoadClient() as load:
-            for server in servers.values():
-                server.wait()
-            for repeat in range(-1, repeats):
-                for kind in KINDS if repeat % 2 else reversed(KINDS):
-                    for case in CASES:
-                        found = measure(servers[kind], load, case)
-                        if repeat >= 0:  # the round before warms up
-                            figures[case][kind].append(found)
-    finally:
-        for server in servers.values():
-            server.end()
+    with ExitStack() as started:
+        folder = Path(started.enter_context(tempfile.TemporaryDirectory(prefix="inferlog-bench-")))
+        servers = {kind: started.enter_context(SseServer(kind, folder)) for kind in KINDS}
+        load = started.enter_context(LoadClient())
+        for repeat in range(-1, repeats):
+            for kind in KINDS if repeat % 2 else reversed(KINDS):
+                for case in CASES:
+                    found = measure(servers[kind], load, case)
+                    if repeat >= 0:  # the round before warms up
+                        figures[case][kind].append(found)
     for case, by_kind in figures.items():
         for kind, found_of_kind in by_kind.items():
             values = [it["tokens_per_cpu_second"] for it in found_of_kind]

@@ -57,10 +57,17 @@ class RunningStack:
         self._metrics: dict[str, int] = {}
 
     def __enter__(self) -> Self:
+        try:
+            self._wait()
+        except BaseException:
+            self._end()
+            raise
+        return self
+
+    def _wait(self) -> None:
         until_s = time.monotonic() + self._start_seconds
         while "Inferlog is up." not in self._said():
             if self._up.poll() is not None or time.monotonic() > until_s:
-                self._end()
                 raise SystemExit(f"inferlog up did not become ready:\n{self._said()}")
             time.sleep(0.1)
         state = json.loads((self.folder / "up.json").read_text())
@@ -70,7 +77,6 @@ class RunningStack:
         self._metrics = {name: int(port) for name, port in re.findall(r"(\S+-\d+) (\d+)", line)}
         keys = (self.folder / "api-keys").read_text().splitlines()
         self.key = next(it for it in keys if it and it[0] != "#").partition(":")[2]
-        return self
 
     def __exit__(
         self,

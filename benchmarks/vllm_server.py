@@ -6,26 +6,18 @@ python -m benchmarks.vllm_server --port 8001    # becomes the server; VLLM_API_K
 import argparse
 import os
 import signal
-import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import psutil
 
-from benchmarks.stack import HOST, cpu_seconds_of
+from benchmarks.server import Server
+from benchmarks.stack import HOST
 from consumers.inference.engine.vllm_settings import default_arguments, prepare_environment
 from inferlog.local_ports import any_free
 from inferlog.model_download import MODEL_NAME, make_model
-
-START_SECONDS = 300.0
-STOP_SECONDS = 30.0
 
 
 def option_words(arguments: Mapping[str, Any]) -> list[str]:
@@ -40,74 +32,25 @@ def option_words(arguments: Mapping[str, Any]) -> list[str]:
     return words
 
 
-class VllmServer:
-    """Used as a context manager: ready inside, ended outside."""
+class VllmServer(Server):
+    """With a key of the benchmark's own."""
+
+    END_BY = signal.SIGINT
 
     def __init__(self, folder: Path, key: str) -> None:
-        self.port = any_free(HOST, 1)
-        self._output = folder / "vllm.txt"
-        command = [sys.executable, "-m", "benchmarks.vllm_server", "--port", str(self.port)]
-        with self._output.open("wb") as out:
-            # a group of its own: the terminal's Ctrl-C is for the benchmark, which then ends it
-            self._head = subprocess.Popen(
-                command,
-                stdout=out,
-                stderr=out,
-                env={**os.environ, "VLLM_API_KEY": key},
-                process_group=0,
-            )
-
-    def __enter__(self) -> Self:
-        try:
-            self._wait_for_health()
-        except BaseException:
-            self._end()
-            raise
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
-        self._end()
-
-    def _wait_for_health(self) -> None:
-        until_s = time.monotonic() + START_SECONDS
-        while not self._answers():
-            if self._head.poll() is not None or time.monotonic() > until_s:
-                said = self._output.read_text(errors="replace")[-3000:]
-                raise SystemExit(f"vLLM's server did not become ready:\n{said}")
-            time.sleep(0.25)
-
-    def _answers(self) -> bool:
-        try:
-            with urllib.request.urlopen(f"http://{HOST}:{self.port}/health", timeout=5) as answer:
-                return bool(answer.status == 200)
-        except (urllib.error.URLError, OSError):
-            return False
-
-    def _end(self) -> None:
-        if self._head.poll() is None:
-            self._head.send_signal(signal.SIGINT)
-            with suppress(subprocess.TimeoutExpired):
-                self._head.wait(STOP_SECONDS)
-        # whatever of its group is left
-        with suppress(ProcessLookupError):
-            os.killpg(self._head.pid, signal.SIGKILL)
-        self._head.wait()
+        port = any_free(HOST, 1)
+        command = [sys.executable, "-m", "benchmarks.vllm_server", "--port", str(port)]
+        super().__init__(command, port, "/health", folder, {**os.environ, "VLLM_API_KEY": key})
 
     def command(self) -> list[str]:
         """What it was started with, as another machine would say it."""
-        words = psutil.Process(self._head.pid).cmdline()[1:]
+        words = psutil.Process(self._child.pid).cmdline()[1:]
         return ["python", *(MODEL_NAME if word == str(make_model()) else word for word in words)]
 
-    def cpu_seconds(self) -> dict[str, float]:
+    def cpu_seconds_by_part(self) -> dict[str, float]:
         """User and system time so far: of the process that speaks HTTP, and of the model's."""
-        head = psutil.Process(self._head.pid)
-        engine = sum(map(cpu_seconds_of, head.children(recursive=True)))
-        return {"server": cpu_seconds_of(head), "engine": engine}
+        server, engine = self.cpu_seconds_by_process()
+        return {"server": server, "engine": engine}
 
 
 def main() -> None:

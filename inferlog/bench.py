@@ -23,8 +23,10 @@ def _read(path: Path) -> dict[str, Any]:
         if path.stat().st_size > RESULT_BYTES_MAX:
             raise CommandFailed(f"{path} is larger than {RESULT_BYTES_MAX} bytes: not a result")
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CommandFailed(f"{path} cannot be read: {error}") from None
+    except OSError as error:
+        raise CommandFailed(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise WrongUsage(f"{path} is no result of a benchmark: {error}") from None
     if not isinstance(found, dict) or not {"benchmark", "figures"} <= found.keys():
         raise WrongUsage(f"{path} is no result of a benchmark (see benchmarks/results)")
     return found
