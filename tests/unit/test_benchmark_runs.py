@@ -1,0 +1,83 @@
+"""A benchmark that is cut off goes on where it was; `make bench` runs what is not done yet."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import benchmarks.__main__ as house
+from benchmarks import results_file
+from benchmarks.results_file import KEPT_IN, Run
+
+
+@pytest.fixture(autouse=True)
+def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(results_file, "UNFINISHED", tmp_path / "unfinished")
+    monkeypatch.setattr(house, "UNFINISHED", tmp_path / "unfinished")
+    monkeypatch.setattr(house, "code_state", lambda: "the code")
+    monkeypatch.setenv(KEPT_IN, str(tmp_path / "kept"))
+    return tmp_path
+
+
+def fail() -> int:
+    raise RuntimeError("cut off")
+
+
+def test_what_was_measured_is_not_measured_again() -> None:
+    first = Run("some", {"repeats": 2})
+    assert first.once("a", lambda: 1) == 1
+    with pytest.raises(RuntimeError):
+        first.once("b", fail)
+    second = Run("some", {"repeats": 2})
+    assert second.once("a", fail) == 1
+    assert second.once("b", lambda: 2) == 2
+
+
+def test_with_other_settings_it_begins_anew() -> None:
+    Run("some", {"repeats": 2}).once("a", lambda: 1)
+    assert Run("some", {"repeats": 3}).once("a", lambda: 7) == 7
+
+
+def test_once_it_is_kept_the_next_run_begins_anew(folders: Path) -> None:
+    run = Run("some", {})
+    run.keep({"a": run.once("a", lambda: 1)})
+    kept = json.loads((folders / "kept" / "some.json").read_text())
+    assert kept["figures"] == {"a": 1}
+    assert kept["machine"]["system_call_ns"] > 0
+    assert Run("some", {}).once("a", lambda: 7) == 7
+
+
+def test_cases_take_turns_and_the_last_of_a_round_begins_the_next() -> None:
+    seen = []
+
+    def measure(case: str) -> str:
+        seen.append(case)
+        return case
+
+    assert Run("some", {}).by_turns(["a", "b"], 3, str, measure) == ["a", "b", "b", "a", "a", "b"]
+    assert seen == ["a", "b", "b", "a", "a", "b"]
+
+
+def ran(monkeypatch: pytest.MonkeyPatch, names: list[str], failing: str = "") -> list[str]:
+    """The modules that one call of the house runs."""
+    seen: list[str] = []
+
+    def one(_: house.House, bench: house.Bench) -> bool:
+        seen.append(bench.module)
+        return bench.module != failing
+
+    monkeypatch.setattr(house.House, "_one", one)
+    benches = [it for it in house.BENCHES if it.module in names]
+    assert house.House(full=False, fresh=False).run(benches) == (1 if failing else 0)
+    return seen
+
+
+def test_the_house_runs_what_failed_or_was_left_and_forgets_only_when_all_is_done(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names = [it.module for it in house.BENCHES if not it.needs_vllm]
+    monkeypatch.setattr(house, "BENCHES", [it for it in house.BENCHES if not it.needs_vllm])
+    assert ran(monkeypatch, names, failing="cancels") == names
+    assert ran(monkeypatch, ["pipeline"]) == [], "it was done, and so it stays"
+    assert ran(monkeypatch, names) == ["cancels"]
+    assert ran(monkeypatch, names) == names, "all was done: the next call begins anew"
