@@ -148,7 +148,13 @@ class Redriver:
                 return
             parts = parse_request_id(request.id)
             info = request.info()
-            headers = request_headers(request.id, request.tenant, parts.time_ms, info=encode(info))
+            headers = request_headers(
+                request.id,
+                request.tenant,
+                parts.time_ms,
+                info=encode(info),
+                start_seconds=request.deadlines.own_start_seconds(),
+            )
             ack = self._appender.append(
                 whole.topic, whole.partition, encode(request), key=whole.key, headers=headers
             )

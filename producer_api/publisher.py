@@ -103,7 +103,12 @@ class Publisher:
         parts = parse_request_id(request.id)
         accepted = Accepted(id=request.id, tenant=request.tenant, info=request.info())
         headers = request_headers(
-            request.id, request.tenant, parts.time_ms, traceparent, encode(accepted.info)
+            request.id,
+            request.tenant,
+            parts.time_ms,
+            traceparent,
+            encode(accepted.info),
+            request.deadlines.own_start_seconds(),
         )
         value = request_value(request)
         appender: Appender | None = None

@@ -12,6 +12,7 @@ Headers = tuple[tuple[str, bytes], ...]
 REQUEST_ID = "inferlog-request-id"
 TENANT = "inferlog-tenant"
 REQUEST_INFO = "inferlog-request-info"
+START_SECONDS = "inferlog-start-seconds"
 SIGNATURE = "inferlog-signature"  # reserved: not yet checked
 KEY_ID = "inferlog-key-id"  # reserved: not yet checked
 TRACEPARENT = "traceparent"
@@ -39,8 +40,12 @@ def request_headers(
     time_ms: int,
     traceparent: str | None = None,
     info: bytes | None = None,
+    start_seconds: float | None = None,
 ) -> Headers:
-    """All headers of a request record that the API publishes; `info` is its encoded `RequestInfo`."""
+    """All headers of a request record that the API publishes; `info` is its encoded `RequestInfo`.
+
+    `start_seconds` is its own start deadline, None the default one.
+    """
     headers = (
         *cloud_event("inferlog.request.v1", request_id, "inferlog/api", time_ms),
         (REQUEST_ID, request_id.encode()),
@@ -48,6 +53,8 @@ def request_headers(
     )
     if info is not None:
         headers = (*headers, (REQUEST_INFO, info))
+    if start_seconds is not None:
+        headers = (*headers, (START_SECONDS, repr(start_seconds).encode()))
     return (*headers, (TRACEPARENT, traceparent.encode())) if traceparent else headers
 
 

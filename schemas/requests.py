@@ -55,6 +55,9 @@ class Body(Wire, frozen=True):
     response_format: ResponseFormat | None = None
 
 
+START_SECONDS_DEFAULT = 30.0
+
+
 class Deadlines(Wire, frozen=True):
     """Budgets in seconds, counted from the record's append time on the broker's clock.
 
@@ -62,9 +65,13 @@ class Deadlines(Wire, frozen=True):
     new token; `total_seconds`: to the terminal.
     """
 
-    start_seconds: float = 30.0
+    start_seconds: float = START_SECONDS_DEFAULT
     first_token_seconds: float = 35.0
     total_seconds: float = 600.0
+
+    def own_start_seconds(self) -> float | None:
+        """The start deadline as headers tell it: None where it is the default one."""
+        return None if self.start_seconds == START_SECONDS_DEFAULT else self.start_seconds
 
 
 class ResponseEcho(Wire, frozen=True):

@@ -15,11 +15,11 @@ from core.recovery import Done, Interrupt, Resume, Verdict
 from core.validation import MODEL_CHARS_MAX, TENANT_CHARS_MAX, check_request
 from core.work import Work
 from schemas.codec import UndecodableRecord, decode_info, decode_request
-from schemas.envelope import REQUEST_ID, REQUEST_INFO, TENANT, header_text
+from schemas.envelope import REQUEST_ID, REQUEST_INFO, START_SECONDS, TENANT, header_text
 from schemas.ids import parse_request_id
 from schemas.operations import Start
 from schemas.replies import ErrorInfo, Started
-from schemas.requests import Body, Deadlines, Request
+from schemas.requests import START_SECONDS_DEFAULT, Body, Deadlines, Request
 from topics.ports import Record
 
 _log = logging.getLogger(__name__)
@@ -96,12 +96,14 @@ def read_headline(
             info = decode_info(about.encode())
         except UndecodableRecord:
             return None
+    start_seconds = _start_seconds(record)
     fits = (
         1 <= len(tenant) <= TENANT_CHARS_MAX
         and 1 <= len(info.model) <= MODEL_CHARS_MAX
         and 1 <= info.n <= limits.n
         and math.isfinite(info.total_seconds)
         and info.total_seconds > 0
+        and start_seconds > 0
         and info.tier == record.topic.rpartition(".")[2]
     )
     try:
@@ -115,13 +117,25 @@ def read_headline(
         model=info.model,
         endpoint=info.endpoint,
         body=Body(n=info.n),
-        deadlines=Deadlines(total_seconds=info.total_seconds),
+        deadlines=Deadlines(start_seconds=start_seconds, total_seconds=info.total_seconds),
         stream=info.stream,
         include_usage=info.include_usage,
     )
     if not fits or parts.reply_partition >= reply_partitions:
         return None
     return None if _stale(record, request, parts.time_ms, limits) else request
+
+
+def _start_seconds(record: Record) -> float:
+    """The record's own start deadline as its headers tell it, else the default; -1 for nonsense."""
+    said = header_text(record.headers, START_SECONDS)
+    if said is None:
+        return START_SECONDS_DEFAULT
+    try:
+        found = float(said)
+    except ValueError:
+        return -1
+    return found if math.isfinite(found) else -1
 
 
 def _check_tier(record: Record, request: Request) -> None:

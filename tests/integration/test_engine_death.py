@@ -22,18 +22,21 @@ async def stack() -> AsyncIterator[MemoryStack]:
 
 
 class SlowToStart(ScriptedEngine):
-    """Takes its time to load; `start` fails while `failures` last."""
+    """Loads once it may; `start` fails while `failures` last."""
 
     failures = 0
 
-    def __init__(self, seconds: float, options: ScriptedOptions | None = None) -> None:
+    def __init__(
+        self, may_load: asyncio.Event | None = None, options: ScriptedOptions | None = None
+    ) -> None:
         super().__init__("scripted", options or ScriptedOptions(tokens_per_second=500))
-        self._seconds = seconds
+        self._may_load = may_load
 
     async def start(
         self, on_reports: ReportHandler, on_death: Callable[[EngineDied], None]
     ) -> None:
-        await asyncio.sleep(self._seconds)
+        if self._may_load is not None:
+            await self._may_load.wait()
         if SlowToStart.failures:
             SlowToStart.failures -= 1
             raise EngineDied("as the test wants it")
@@ -65,8 +68,9 @@ async def test_requests_go_on_where_the_dead_engine_left_them(stack: MemoryStack
 async def test_while_it_loads_the_models_are_announced_as_loading_and_deadlines_run(
     stack: MemoryStack,
 ) -> None:
+    may_load = asyncio.Event()
     worker = await stack.worker(
-        "tokens_per_second=200", "fail=die_on:poison", make_engine=lambda: SlowToStart(3.0)
+        "tokens_per_second=200", "fail=die_on:poison", make_engine=lambda: SlowToStart(may_load)
     )
     await stack.open_api()
     await stack.ask("poison", 5)
@@ -80,6 +84,7 @@ async def test_while_it_loads_the_models_are_announced_as_loading_and_deadlines_
     assert isinstance(end, Expired)
     assert end.deadline == "start"
     assert worker._engine.away, "it expired while there was no engine"
+    may_load.set()
     assert text_of(await stack.read(patient)) == scripted_answer("has time", 16)
     told = stack.announced()
     assert told.index("loading") > 0
@@ -92,7 +97,7 @@ async def test_an_engine_that_does_not_come_back_ends_the_process(
     monkeypatch.setattr(replaced, "PAUSE_SECONDS_MAX", 0.01)
     monkeypatch.setattr(SlowToStart, "failures", 100)
     worker = await stack.worker(
-        "tokens_per_second=200", "fail=die_after:3", make_engine=lambda: SlowToStart(0.0)
+        "tokens_per_second=200", "fail=die_after:3", make_engine=SlowToStart
     )
     await stack.open_api()
     await stack.ask("hello", 40)
@@ -106,9 +111,7 @@ async def test_some_failed_starts_are_borne(
 ) -> None:
     monkeypatch.setattr(replaced, "PAUSE_SECONDS_MAX", 0.01)
     monkeypatch.setattr(SlowToStart, "failures", 2)
-    await stack.worker(
-        "tokens_per_second=200", "fail=die_after:3", make_engine=lambda: SlowToStart(0.0)
-    )
+    await stack.worker("tokens_per_second=200", "fail=die_after:3", make_engine=SlowToStart)
     await stack.open_api()
     request_id = await stack.ask("hello", 40)
     assert text_of(await stack.read(request_id)) == scripted_answer("hello", 40)
@@ -117,7 +120,9 @@ async def test_some_failed_starts_are_borne(
 
 async def test_a_worker_can_be_stopped_while_its_engine_is_replaced(stack: MemoryStack) -> None:
     worker = await stack.worker(
-        "tokens_per_second=200", "fail=die_after:3", make_engine=lambda: SlowToStart(60.0)
+        "tokens_per_second=200",
+        "fail=die_after:3",
+        make_engine=lambda: SlowToStart(asyncio.Event()),
     )
     await stack.open_api()
     await stack.ask("hello", 40)

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+import msgspec
 import pytest
 import pytest_asyncio
 
@@ -18,13 +19,14 @@ from consumers.inference.service import InferenceService
 from consumers.inference.settings import WorkerSettings
 from core.limits import Limits
 from schemas.codec import decode_dead_letter, decode_reply, decode_usage, encode
-from schemas.envelope import REQUEST_INFO, request_headers
+from schemas.envelope import REQUEST_INFO, START_SECONDS, request_headers
 from schemas.fences import Acquired, Fenced
 from schemas.ids import make_request_id
 from schemas.operations import DeadLetter
 from schemas.replies import (
     AnyEvent,
     Events,
+    Expired,
     Failed,
     Fence,
     Finished,
@@ -32,7 +34,7 @@ from schemas.replies import (
     Started,
     Tokens,
 )
-from schemas.requests import COMPLETIONS, Body, Request, RequestInfo
+from schemas.requests import COMPLETIONS, Body, Deadlines, Request, RequestInfo
 from topics.catalogue import (
     DEAD_LETTERS,
     FENCES,
@@ -73,7 +75,8 @@ class History:
 
     def headers(self) -> Headers:
         it = self.request
-        return request_headers(it.id, it.tenant, 0, info=encode(it.info()))
+        own_s = it.deadlines.own_start_seconds()
+        return request_headers(it.id, it.tenant, 0, info=encode(it.info()), start_seconds=own_s)
 
     async def publish(self, value: bytes | None = None, headers: Headers | None = None) -> None:
         said = self.headers() if headers is None else headers
@@ -220,6 +223,29 @@ async def test_without_a_header_the_body_has_the_word(
         await history.moved_on()
     assert parsed == [0]
     assert isinstance(history.news()[-1], Finished)
+
+
+@pytest.mark.parametrize("nonsense", [b"soon", b"-1", b"inf", b"nan", b""])
+async def test_a_start_deadline_that_is_none_leaves_the_word_to_the_body(
+    history: History, parsed: list[int], nonsense: bytes
+) -> None:
+    await history.publish(headers=(*history.headers(), (START_SECONDS, nonsense)))
+    async with history.served():
+        await history.moved_on()
+    assert parsed == [0]
+    assert isinstance(history.news()[-1], Finished)
+
+
+async def test_its_own_start_deadline_holds_for_whoever_takes_it_over(history: History) -> None:
+    short = Deadlines(start_seconds=0.05)
+    history.request = msgspec.structs.replace(history.request, deadlines=short)
+    await history.publish()
+    await asyncio.sleep(0.1)
+    async with history.served():
+        await history.moved_on()
+    (end,) = history.news()
+    assert isinstance(end, Expired)
+    assert end.deadline == "start"
 
 
 async def test_what_an_older_owner_said_stands_in_for_the_headers(
