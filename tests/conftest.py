@@ -16,15 +16,15 @@ from tests.engine_recorder import EngineRecorder
 from topics.broker import LocalCluster
 from topics.kafka_download import libs_dir
 
-STARTS_PROCESSES = ("tests/contract/", "tests/faults/", "tests/integration/", "tests/soak/")
+STARTS_PROCESSES = ("tests/faults/", "tests/integration/", "tests/soak/")
 
 
 class SideBySide(LoadScopeScheduling):  # type: ignore[misc]  # xdist carries no types
     """Who runs beside whom when two processes run the tests (`make test`).
 
     One engine and one broker serve all tests of a process, so vLLM's tests stay together; and so
-    does what starts processes of its own and watches clocks: two at once starve each other's broker.
-    Pure tests run beside them, by file. (By marks, xdist 3.8 cannot: it names groups in a private
+    does what starts whole stacks and watches clocks: two at once starve each other's broker. Pure
+    tests run beside them, by file, and the contract suites with a broker of their own. (By marks, xdist 3.8 cannot: it names groups in a private
     attribute that pytest 9.2 no longer has.)
     """
 
@@ -32,6 +32,8 @@ class SideBySide(LoadScopeScheduling):  # type: ignore[misc]  # xdist carries no
         if "vllm" in nodeid:
             return "vllm"
         path = nodeid.split("::", 1)[0]
+        if path.startswith("tests/contract/"):
+            return "contract"
         return "processes" if path.startswith(STARTS_PROCESSES) else path
 
 
