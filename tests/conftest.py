@@ -24,8 +24,8 @@ class SideBySide(LoadScopeScheduling):  # type: ignore[misc]  # xdist carries no
 
     One engine and one broker serve all tests of a process, so vLLM's tests stay together; and so
     does what starts whole stacks and watches clocks: two at once starve each other's broker. Pure
-    tests run beside them, by file, and the contract suites with a broker of their own. (By marks, xdist 3.8 cannot: it names groups in a private
-    attribute that pytest 9.2 no longer has.)
+    tests run beside them, by file, and the contract suites, with a broker of their own. (By marks,
+    xdist 3.8 cannot: it names groups in a private attribute that pytest 9.2 no longer has.)
     """
 
     def _split_scope(self, nodeid: str) -> str:
