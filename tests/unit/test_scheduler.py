@@ -239,6 +239,17 @@ def test_the_same_request_again_on_one_q_is_run_once() -> None:
     assert started(core.handle(Arrived(work("a", q="other/1")), 2)) == ["a"]
 
 
+def test_a_copy_that_readers_are_bound_to_is_run_though_the_same_request_runs() -> None:
+    """Its events alone are visible: completed with the other copy, it would never be answered."""
+    core = scheduler(slots=2)
+    first, bound = work("a", offset=1), work("a", offset=2, spoken=True)
+    core.handle(Arrived(first), 0)
+    assert started(core.handle(Arrived(bound), 0)) == ["a"]
+    assert first.followers == []
+    (end,) = ends(core.handle(finish(bound), 1))
+    assert (end.work, end.event.offset) == (bound, 2)
+
+
 def test_dropped_partitions_are_forgotten_and_nothing_is_said() -> None:
     core = scheduler()
     running, waiting, kept = work("a"), work("b"), work("c", q="other/1")
