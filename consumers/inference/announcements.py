@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
@@ -103,8 +103,7 @@ class Announcements:
             time_ms=int(it.now_ms()),
         )
         await self._append(encode(record))
-        for tier in tiers:
-            await self._measure_lag(tier)
+        await self._measure_lag(tiers)
 
     async def withdraw(self) -> None:
         """A tombstone: this worker is gone. Raises LogError."""
@@ -126,17 +125,17 @@ class Announcements:
         except TimeoutError:
             raise LogError("no ack in 5 s") from None
 
-    async def _measure_lag(self, tier: TierConsumer) -> None:
-        if not tier.owned:
-            self._metrics.queue_depth.labels(tier.tier).set(0)
-            self._metrics.oldest_age.labels(tier.tier).set(0)
-            return
-        ends = await self._log.end_offsets(list(tier.owned))
-        lag = sum(ends[q] - it.tracker.low() for q, it in tier.owned.items() if q in ends)
-        self._metrics.queue_depth.labels(tier.tier).set(max(0, lag))
-        appended_ms = [w.append_ms for w in self._waiting() if w.request.tier == tier.tier]
-        age_s = (self._it.now_ms() - min(appended_ms)) / 1000 if appended_ms else 0.0
-        self._metrics.oldest_age.labels(tier.tier).set(max(0.0, age_s))
+    async def _measure_lag(self, tiers: Sequence[TierConsumer]) -> None:
+        """One question for all tiers: each costs the broker as much as a record."""
+        lows = {q: it.tracker.low() for tier in tiers for q, it in tier.owned.items()}
+        ends = await self._log.end_offsets(list(lows)) if lows else {}
+        waiting, now_ms = self._waiting(), self._it.now_ms()
+        for tier in tiers:
+            lag = sum(ends.get(q, low) - low for q, low in lows.items() if q.topic == tier.topic)
+            appended_ms = [w.append_ms for w in waiting if w.request.tier == tier.tier]
+            age_s = (now_ms - min(appended_ms)) / 1000 if appended_ms else 0.0
+            self._metrics.queue_depth.labels(tier.tier).set(max(0, lag))
+            self._metrics.oldest_age.labels(tier.tier).set(max(0.0, age_s))
 
     def _waiting(self) -> list[Work]:
         return [work for work in self._it.worker.scheduler.works() if work.started_s is None]

@@ -23,8 +23,12 @@ from topics.ports import (
     TopicState,
 )
 
-# A poll that is out delays a partition that is resumed meanwhile by up to this.
-FETCH_WAIT_MS = 200
+MEMBER_FETCH_WAIT_MS = 500
+"""How long the broker holds a fetch that finds nothing. A fetch that is out delays a partition that is
+resumed or assigned meanwhile by up to this: it is a part of what a takeover takes."""
+TAIL_FETCH_WAIT_MS = 1000
+"""Of tails, whose partitions change only when a topic grows or was lost. Each empty fetch costs the broker
+and the reader some 0.7 ms of CPU, and a stack at rest has eleven readers (docs/performance.md)."""
 GROUP_FETCH_BYTES = 128 * 1024
 """Of each partition at once. A worker reads what it has room for, pauses, and seeks: what lies fetched
 beyond that is dropped and fetched again. With megabytes of it, compressed, a backlog of a million cost
@@ -128,6 +132,7 @@ class KafkaLog:
             max_poll_interval_ms=int(MAX_POLL_SECONDS * 1000),
             metadata_max_age_ms=int(MEMBER_METADATA_SECONDS * 1000),
             max_partition_fetch_bytes=GROUP_FETCH_BYTES,
+            fetch_max_wait_ms=MEMBER_FETCH_WAIT_MS,
         )
 
         async def leave(member_id: str) -> None:
@@ -149,7 +154,11 @@ class KafkaLog:
 
     def _opener(self, what: str, *, wait_seconds: float = 0.0, **more: Any) -> OpenConsumer:
         seconds = self._request_timeout_seconds
-        defaults = {"metadata_max_age_ms": 60_000, "max_partition_fetch_bytes": RECORD_BYTES_MAX}
+        defaults = {
+            "metadata_max_age_ms": 60_000,
+            "max_partition_fetch_bytes": RECORD_BYTES_MAX,
+            "fetch_max_wait_ms": TAIL_FETCH_WAIT_MS,
+        }
 
         async def open_consumer() -> AIOKafkaConsumer:
             consumer = AIOKafkaConsumer(
@@ -158,7 +167,6 @@ class KafkaLog:
                 request_timeout_ms=int((seconds + wait_seconds) * 1000),
                 enable_auto_commit=False,
                 auto_offset_reset="none",
-                fetch_max_wait_ms=FETCH_WAIT_MS,
             )
             await started(consumer, what, seconds)
             return consumer
