@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 from consumers.inference.hosting import Host
@@ -60,6 +60,8 @@ class Commits:
         self._host = host
         self._session_seconds = session_timeout_seconds
         self._turn = asyncio.Lock()
+        self._in_doubt: dict[Partition, Committed] = {}
+        self._in_doubt_since = -1  # the number of the assignment
 
     async def commit_unchanged(self, qs: frozenset[Partition]) -> None:
         """Commits what is committed: proof of membership, and nothing else changes."""
@@ -69,14 +71,35 @@ class Commits:
             await self._commit_unchanged(qs)
 
     async def _commit_unchanged(self, qs: frozenset[Partition]) -> None:
-        assert self._tier.member is not None
         assignment = self._tier.assignment_number
-        begun_s = time.monotonic()
         unchanged = await unchanged_commit(self._log, self._tier.group, qs)
         if assignment != self._tier.assignment_number:
             raise CommitRefused("the assignment changed meanwhile")  # else it could go back
-        await self._tier.member.commit(unchanged)
+        for q, at in self._doubts().items():
+            if q in unchanged and at.offset > unchanged[q].offset:
+                unchanged[q] = at
+        await self._send(unchanged)
+
+    def _doubts(self) -> dict[Partition, Committed]:
+        """Commits of this assignment that were sent and not answered.
+
+        Such a one may lie on the log while the group still tells what was before it: it tells only what
+        all replicas have. To repeat that would take the group back; what is in doubt is as true as when
+        it was sent. Under a new assignment nothing is in doubt, for that was written behind it.
+        """
+        if self._in_doubt_since != self._tier.assignment_number:
+            self._in_doubt_since, self._in_doubt = self._tier.assignment_number, {}
+        return self._in_doubt
+
+    async def _send(self, offsets: Mapping[Partition, Committed]) -> None:
+        assert self._tier.member is not None
+        begun_s = time.monotonic()
+        doubts = self._doubts()
+        doubts.update(offsets)
+        await self._tier.member.commit(offsets)
         self._tier.accepted_s = begun_s
+        for q in offsets:
+            doubts.pop(q, None)
 
     async def follow(self) -> None:
         """Commits what moved, and now and then what did not, for ever."""
@@ -135,9 +158,7 @@ class Commits:
         }
         if not offsets or assignment != self._tier.assignment_number:
             return
-        begun_s = time.monotonic()
-        await self._tier.member.commit(offsets)
-        self._tier.accepted_s = begun_s
+        await self._send(offsets)
         self._host.count("commit")
         for q, at in offsets.items():
             it = self._tier.owned.get(q)

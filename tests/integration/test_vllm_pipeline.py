@@ -210,7 +210,8 @@ async def test_a_killed_workers_sentence_goes_on_elsewhere(
     # role, then content: the worker dies in the middle of its sentence
     disturbed = await streamed(stack, kill_after_chunks=5, max_tokens=40, **more)
     resumed = stack.workers[-1][1].submitted
-    assert [len(run.logged) for run in resumed] == [1]
+    # more than once where the machine is so busy that the group gives up on the new worker too
+    assert {len(run.logged) for run in resumed} == {1}
     assert 1 <= len(resumed[0].logged[0].token_ids) < undisturbed[-1].usage.completion_tokens
     assert text_of(disturbed) == text_of(undisturbed)
     ends = [it.choices[0].finish_reason for it in disturbed if it.choices]

@@ -292,7 +292,7 @@ class SimLog:
         self, group: str, partitions: Sequence[Partition]
     ) -> dict[Partition, Committed]:
         def answer() -> dict[Partition, Committed]:
-            known = self._groups[group].committed if group in self._groups else {}
+            known = self._groups[group].told if group in self._groups else {}
             return {p: known[p] for p in partitions if p in known}
 
         return await self._cluster.ask(answer)

@@ -105,6 +105,13 @@ def commits_race(plan: WorldPlan) -> None:
 
 
 @directed
+def unchanged_goes_back(plan: WorldPlan) -> None:
+    """Epochs end while the answer to a commit is outstanding."""
+    _many_small_ones(plan)
+    _weather(plan, Weather(append_lost=0.05, commit_unknown=0.5))
+
+
+@directed
 def resume_without_position(plan: WorldPlan) -> None:
     """No room, and partitions that come back in every rebalance."""
     plan.limits = replace(plan.limits, waiting_requests=1)

@@ -50,6 +50,8 @@ class Group:
         self.topic = topic
         self.generation = 0
         self.committed: dict[Partition, Committed] = {}
+        self.told: dict[Partition, Committed] = {}
+        """What of `committed` all replicas have: questions are answered with this."""
         self._cluster = cluster
         self._name = name
         self._members: dict[str, _Known] = {}
@@ -108,19 +110,35 @@ class Group:
         self._prepare()
 
     def commit(
-        self, member_id: str, generation: int, offsets: Mapping[Partition, Committed]
+        self,
+        member_id: str,
+        generation: int,
+        offsets: Mapping[Partition, Committed],
+        *,
+        settled: bool = True,
     ) -> None:
-        """What the broker does with a commit when it arrives. Raises CommitRefused."""
+        """What the broker does with a commit when it arrives. Raises CommitRefused.
+
+        One that is not settled waits for replicas: it is on the log, behind it lies what comes after.
+        """
         it = self._members.get(member_id)
         if it is None or generation != self.generation:
             raise CommitRefused("the group has another generation")
         self._heard(it)
         self.committed.update(offsets)
+        if settled:
+            self._settle()
+        else:
+            seconds = self._cluster.random.uniform(0.1, 2.0)
+            self._cluster.loop.call_for(self._cluster.process, seconds, self._settle)
         now_ms, serial = self._cluster.now_ms(), len(self._cluster.archive)
         for partition, at in sorted(offsets.items()):
             self._cluster.commits.append(
                 Commit(serial, now_ms, self._name, str(partition), at.offset, at.metadata)
             )
+
+    def _settle(self) -> None:
+        self.told = dict(self.committed)
 
     # --- rebalancing
 
@@ -168,6 +186,7 @@ class Group:
             self._cluster.counts["too late to join"] += 1
             del self._members[it.member_id]
         self.generation += 1
+        self._settle()  # the new generation is on the same log, and told when all replicas have it
         self._cluster.counts["rebalance"] += 1
         self._share_out()
         for it in self._members.values():
@@ -333,7 +352,7 @@ class SimMember:
                 error = LogError("the broker is away")
             else:
                 try:
-                    self._group.commit(member_id, generation, offsets)
+                    self._group.commit(member_id, generation, offsets, settled=not unknown)
                 except CommitRefused as refused:
                     error = refused
             if unknown:

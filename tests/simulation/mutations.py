@@ -415,6 +415,12 @@ class _NoTurn:
 
 
 @mutation
+def unchanged_goes_back(stack: contextlib.ExitStack) -> None:
+    """A commit that changes nothing repeats what the group tells, whatever it was sent since."""
+    _put(stack, Commits, "_doubts", lambda _: {})
+
+
+@mutation
 def marks_forget_ends(stack: contextlib.ExitStack) -> None:
     """A commit's positions do not cover ends without a start."""
 
