@@ -38,6 +38,8 @@ class SharedScan:
     ) -> None:
         self.members: dict[Key, list[Member]] = {}
         self.position: int | None = None
+        self._right_from = 0
+        """Before this offset the reader drops what was valid there: its epochs are those of here."""
         self.ended = False
         self.meet_at: int | None = None
         """Where another scan stands that this one may become one with."""
@@ -68,7 +70,9 @@ class SharedScan:
             return False
         known = member.key in self.members
         if member.go_on_from is not None:
-            return not known and self.position is not None and self.position <= member.go_on_from
+            if known or self.position is None:
+                return False
+            return max(self.position, self._right_from) <= member.go_on_from
         if known and member.key in self._parked:
             return False  # its reader is beyond the beginning
         if not self._start_known:
@@ -162,12 +166,12 @@ class SharedScan:
 
     async def _open(self) -> None:
         await asyncio.sleep(GATHER_SECONDS)
-        position = await self._first_position()
+        self._right_from = await self._first_position()
         begin = await late_reader(
             self._log,
             self._fence_tail,
             self._here.index,
-            position,
+            self._right_from,
             lambda key: key in self.members,
         )
         self._reader = begin.reader

@@ -77,7 +77,8 @@ def _turn(origin: Origin, history: History, read: TopicsRead) -> _Turn | None:
     span_ms = _within_span_ms(origin, history)
     if span_ms is None:
         return None
-    known_ms = max(stored.record.time_ms, acquired[1].time_ms, span_ms) + TURN_GRACE_MS
+    owned_ms = read.fenced_ms.get(epoch, acquired[1].time_ms)  # its fences may take their time
+    known_ms = max(stored.record.time_ms, owned_ms, span_ms) + TURN_GRACE_MS
     tier = TIERS.index(request.tier)
     return _Turn(request.id, tier, acquired[0].incarnation, known_ms, at.time_ms)
 

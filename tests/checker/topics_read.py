@@ -12,7 +12,7 @@ from schemas.codec import (
     decode_request,
     decode_usage,
 )
-from schemas.fences import Acquired
+from schemas.fences import Acquired, Fenced
 from schemas.operations import Claim, DeadLetter, Usage
 from schemas.requests import Request
 from tests.checker.history import History, Stored, Trim
@@ -30,6 +30,7 @@ class TopicsRead:
     usage: dict[Origin, list[Usage]] = field(default_factory=dict)
     cancels: dict[Key, At] = field(default_factory=dict)
     acquired: dict[int, tuple[Acquired, At]] = field(default_factory=dict)
+    fenced_ms: dict[int, int] = field(default_factory=dict)
     claims: list[tuple[Claim, int, bool]] = field(default_factory=list)
     by_key: dict[Key, list[Origin]] = field(default_factory=dict)
     trims: list[Trim] = field(default_factory=list)
@@ -81,6 +82,8 @@ def _read_beside(read: TopicsRead, record: Record, at: At) -> None:
         fence = decode_fence(record.value)
         if isinstance(fence, Acquired):
             read.acquired[record.offset] = (fence, at)
+        elif isinstance(fence, Fenced):
+            read.fenced_ms.setdefault(fence.epoch, record.time_ms)
     elif record.topic == "usage":
         usage = decode_usage(record.value)
         read.usage.setdefault((usage.q, usage.offset), []).append(usage)

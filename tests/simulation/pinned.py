@@ -16,6 +16,7 @@ FOUND: dict[int, str] = {
     236: "a claim forgotten by a clock that was ahead",
     146: "a stream that was over said so only after a wait, to clients of less patience",
     436: "the same",
+    4094: "a parked reader let into the run-up of a later one, whose epochs are not right there",
 }
 
 CAUGHT_BY: dict[str, tuple[int, ...]] = {

@@ -12,13 +12,16 @@ import pytest_asyncio
 from core.limits import Limits
 from core.stream import Visible, is_terminal
 from producer_api.followers import Followers, Following
+from producer_api.scan_member import Member
+from producer_api.shared_scan import SharedScan
 from runtime.metrics import Metrics
 from schemas.codec import encode
+from schemas.fences import Acquired, Fenced
 from schemas.ids import make_request_id
 from schemas.replies import Accepted, Cancelled, Events, Started, Tokens
 from schemas.requests import CHAT, RequestInfo
 from topics.catalogue import REPLIES, TopicSettings, catalogue
-from topics.fence_tail import FenceTail
+from topics.fence_tail import FENCES, FenceTail
 from topics.memory import MemoryAppender, MemoryLog, MemoryTail
 from topics.ports import LogError, OffsetOutOfRange
 
@@ -62,14 +65,30 @@ class Place:
     """Followers of a log in this process, and a hand that writes on it."""
 
     def __init__(self, log: CountingLog, appender: MemoryAppender, fences: FenceTail) -> None:
-        self.log, self._appender, self._fences = log, appender, fences
+        self.log, self._appender, self.fences = log, appender, fences
         self.made: list[Followers] = []
         self._random = 0
+
+    async def acquire(self, q: str, *, end: int, fenced: bool = True) -> None:
+        """An A of `q` whose fence lies at `end` of all partitions, and its B."""
+        at = await self._fence(Acquired(qs=(q,), incarnation="i", ends=(end,) * 4))
+        if fenced:
+            await self._fence(Fenced(epoch=at, ends=(end + 1,) * 4))
+        await self.fences.caught_up()
+
+    async def _fence(self, record: Acquired | Fenced) -> int:
+        return (await self._appender.append(FENCES.topic, FENCES.index, encode(record))).offset
+
+    def parked(self, offset: int) -> Member:
+        """Who is to go on from there."""
+        member = Member(("one", self.new_id()), 0, LIMITS)
+        member.park(offset, None)
+        return member
 
     def followers(self, **limits: int) -> Followers:
         made = Followers(
             self.log,
-            self._fences,
+            self.fences,
             dataclasses.replace(LIMITS, **limits),
             Metrics(),
         )
@@ -265,6 +284,26 @@ async def test_two_readers_of_one_request_parked_at_different_places(place: Plac
     await place.finish(it, 60)
     events = [some + (await reading[0]), await reading[1]]
     assert [text_of(one) for one in events] == [words(60)] * 2
+
+
+async def test_who_was_parked_is_not_let_into_the_run_up_of_a_later_reader(place: Place) -> None:
+    """A reader begins before its place where a fence may lie, with the epochs of its place: what was
+    valid on the way there it drops, and who needs that would be told `interrupted`."""
+    await place.acquire("q/0", end=0)
+    await place.go_on(place.new_id(), 0, 30)
+    await place.acquire("q/1", end=4, fenced=False)
+    await place.acquire("q/0", end=30)
+    early, late, later = (place.parked(offset) for offset in (12, 31, 32))
+    seen = []
+
+    def opened(scan: SharedScan) -> None:
+        seen.append((scan.position, scan.admits(early), scan.admits(later)))
+        scan.leave(late)
+
+    scan = SharedScan(place.log, place.fences, 0, opened)
+    scan.admit(late)
+    await scan.run()
+    assert seen == [(4, False, True)]
 
 
 async def test_readers_of_a_partition_are_bounded_and_who_waits_gets_its_turn(
