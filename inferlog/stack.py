@@ -19,6 +19,7 @@ from inferlog.engine_choice import with_model
 from inferlog.held_ports import HeldPorts
 from inferlog.local_ports import url_host
 from inferlog.problems import CommandFailed
+from inferlog.scheduling import let_the_model_compute
 from inferlog.settings import UpCommand
 from inferlog.supervisor import Child, Report, Supervisor
 from inferlog.topics import create_topics, grow_topics, topic_differences, topic_settings
@@ -89,6 +90,8 @@ class Stack:
         names = [f"api-{i}" for i in replicas] + [f"worker-{i}" for i in range(it.workers)]
         ports = self._ports.take_from(it.metrics_host, it.metrics_port, len(names))
         self.metrics.update(zip(names, ports, strict=True))
+        if it.engine == "vllm":
+            let_the_model_compute()
         async with self._ready_in_time():
             await self._start_parts(worker)
         self.write_state()
