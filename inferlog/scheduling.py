@@ -3,12 +3,13 @@
 import os
 
 
-def let_the_model_compute() -> None:
-    """From now on neither this process nor a child of it interrupts who is computing when it wakes.
+def let_the_model_compute(engine: str) -> None:
+    """Beside vLLM neither this process nor a child of it interrupts who is computing, when it wakes.
 
     It waits for a core that is idle or whose turn is over, a few milliseconds at most; its share of the
     cores stays the same. The threads of a model on CPU wait for each other many times a step: whoever
-    interrupts one of them stops all. Nothing happens where the system knows no such policy.
+    interrupts one of them stops all. Beside other engines nothing changes, nor where the system knows
+    no such policy.
     """
-    if hasattr(os, "SCHED_BATCH"):
+    if engine == "vllm" and hasattr(os, "SCHED_BATCH"):
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))

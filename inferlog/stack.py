@@ -90,8 +90,7 @@ class Stack:
         names = [f"api-{i}" for i in replicas] + [f"worker-{i}" for i in range(it.workers)]
         ports = self._ports.take_from(it.metrics_host, it.metrics_port, len(names))
         self.metrics.update(zip(names, ports, strict=True))
-        if it.engine == "vllm":
-            let_the_model_compute()
+        let_the_model_compute(it.engine)
         async with self._ready_in_time():
             await self._start_parts(worker)
         self.write_state()
@@ -116,9 +115,8 @@ class Stack:
         waiting = asyncio.gather(*(self._until_ready(name) for name in names))
         try:
             await asyncio.wait({waiting, *self._tasks}, return_when=asyncio.FIRST_COMPLETED)
-            for task in self._tasks:
-                if task.done():
-                    task.result()
+            for task in filter(asyncio.Task.done, self._tasks):
+                task.result()
             waiting.result()
         finally:
             waiting.cancel()
@@ -284,8 +282,7 @@ class Stack:
         self._report(f"{name} is ready")
 
     def _health_url(self, name: str) -> str:
-        host = url_host(self.command.metrics_host)
-        return f"http://{host}:{self.metrics[name]}/health"
+        return f"http://{url_host(self.command.metrics_host)}:{self.metrics[name]}/health"
 
     def write_state(self) -> None:
         """Tells other commands where everything is."""

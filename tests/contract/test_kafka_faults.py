@@ -13,6 +13,7 @@ from tests.broker_faults import frozen, kill, sockets_to
 from topics.broker import LocalCluster
 from topics.kafka import KafkaLog, questions
 from topics.kafka import reading as kafka_reading
+from topics.kafka.log import TAIL_FETCH_WAIT_MS
 from topics.ports import (
     Appended,
     AppendFailed,
@@ -249,7 +250,7 @@ async def test_a_tail_replaces_a_client_that_is_silently_stuck(
         assert await tail.read(max_wait_seconds=0.1) == []
     fetcher = tail._consumer._fetcher
     fetcher._get_actions_per_node = lambda _: ([], {}, 0.1, False, [])
-    await asyncio.sleep(0.5)  # the fetch that is under way ends
+    await asyncio.sleep(TAIL_FETCH_WAIT_MS / 1000 + 0.3)  # the fetch that is under way ends
     await append(log, topic, b"1")
     assert [r.offset for r in await read(tail, 1)] == [1]
     assert (tail.rebuilds, log.rebuilds) == (1, {("tail", "stuck"): 1})

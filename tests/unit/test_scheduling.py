@@ -9,16 +9,20 @@ import pytest
 CODE = """
 import os, subprocess, sys
 from inferlog.scheduling import let_the_model_compute
-let_the_model_compute()
+let_the_model_compute(sys.argv[1])
 ask = "import os; print(os.sched_getscheduler(0), os.getpriority(os.PRIO_PROCESS, 0))"
 print(subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True).stdout)
 """
 
 
 @pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="the system knows no such policy")
-def test_children_wait_for_their_turn_and_keep_their_share() -> None:
-    done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == [
-        str(os.SCHED_BATCH),
-        str(os.getpriority(os.PRIO_PROCESS, 0)),
-    ]
+@pytest.mark.parametrize(
+    ("engine", "policy"), [("vllm", "SCHED_BATCH"), ("scripted", "SCHED_OTHER")]
+)
+def test_beside_a_model_children_wait_for_their_turn_and_keep_their_share(
+    engine: str, policy: str
+) -> None:
+    words = [sys.executable, "-c", CODE, engine]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    nice = os.getpriority(os.PRIO_PROCESS, 0)
+    assert done.stdout.split() == [str(getattr(os, policy)), str(nice)]
