@@ -14,6 +14,7 @@ from consumers.inference.settings import WorkerSettings
 from producer_api.app import ApiService
 from producer_api.settings import ApiSettings
 from runtime.metrics import Metrics
+from schemas.requests import TIERS
 from topics.catalogue import TopicSettings, catalogue
 from topics.memory import MemoryLog
 from topics.settings import ClusterSettings
@@ -121,6 +122,26 @@ async def test_requests_show_in_the_metrics_of_both_processes(place: Place) -> N
     assert value(worker, "partitions_owned", tier=TIER) == TopicSettings().request_partitions
     assert value(worker, "takeover_seconds_count") == value(worker, "fences_total") >= 4
     assert value(worker, "log_faults_total", kind="late_copy") == 0
+
+
+async def test_each_tier_tells_its_own_lag_and_how_long_its_oldest_waits(place: Place) -> None:
+    """Four run and three wait: a record is behind until its request has ended."""
+    service_tiers = ["priority"] * 2 + ["default"] * 5
+    for service_tier in service_tiers:
+        asked = chat("long", 4000, service_tier=service_tier)
+        body = {"endpoint": "/v1/chat/completions", "body": asked}
+        assert (await place.http.post("/v1/requests", json=body)).status_code == 202
+
+    def told() -> dict[str, float]:
+        return {it: value(place.worker, "queue_depth_requests", tier=it) for it in TIERS}
+
+    async with asyncio.timeout(10):
+        while sum(told().values()) < len(service_tiers):
+            await asyncio.sleep(0.02)
+    assert told() == {"premium": 2, "standard": 5, "free": 0, "batch": 0}
+    ages_s = {it: value(place.worker, "queue_oldest_age_seconds", tier=it) for it in TIERS}
+    assert 0 < ages_s.pop("standard") < 10
+    assert set(ages_s.values()) == {0.0}
 
 
 async def test_what_is_not_yet_read_of_replies_comes_back_to_nothing(place: Place) -> None:

@@ -109,6 +109,12 @@ async def stack(
     await log.close()
 
 
+def epochs_ended(worker: InferenceService) -> int:
+    families = worker.metrics.registry.collect()
+    ended = [it for it in families if it.name == "inferlog_epochs_ended"]
+    return int(sum(it.value for it in ended[0].samples if it.name.endswith("_total")))
+
+
 async def streamed(stack: Stack, kill_after_chunks: int | None = None, **more: Any) -> list[Any]:
     """All chunks of a streamed answer; after some of them its worker dies, and another comes."""
     stream = await stack.client.chat.completions.create(
@@ -210,8 +216,9 @@ async def test_a_killed_workers_sentence_goes_on_elsewhere(
     # role, then content: the worker dies in the middle of its sentence
     disturbed = await streamed(stack, kill_after_chunks=5, max_tokens=40, **more)
     resumed = stack.workers[-1][1].submitted
-    # more than once where the machine is so busy that the group gives up on the new worker too
-    assert {len(run.logged) for run in resumed} == {1}
+    # once; and once more for each epoch that the new worker had to end itself, on a busy machine
+    assert [len(run.logged) for run in resumed] == [1] * len(resumed)
+    assert 1 <= len(resumed) <= 1 + epochs_ended(stack.workers[-1][0])
     assert 1 <= len(resumed[0].logged[0].token_ids) < undisturbed[-1].usage.completion_tokens
     assert text_of(disturbed) == text_of(undisturbed)
     ends = [it.choices[0].finish_reason for it in disturbed if it.choices]

@@ -28,7 +28,7 @@ MEMBER_FETCH_WAIT_MS = 200
 resumed or assigned meanwhile: 500 here made a takeover take 1.0 s instead of 0.5."""
 TAIL_FETCH_WAIT_MS = 1000
 """Of tails, whose partitions change only when a topic grows or was lost. Each empty fetch costs the broker
-and the reader some 0.7 ms of CPU, and a stack at rest has eleven readers (docs/performance.md)."""
+and the reader about 1 ms of CPU, and a stack at rest has eleven readers (docs/performance.md)."""
 GROUP_FETCH_BYTES = 128 * 1024
 """Of each partition at once. A worker reads what it has room for, pauses, and seeks: what lies fetched
 beyond that is dropped and fetched again. With megabytes of it, compressed, a backlog of a million cost
