@@ -12,10 +12,11 @@ from starlette.responses import Response
 from core.errors import InferlogError, Refusal
 from core.limits import Limits
 from core.stream import Visible, is_terminal
+from producer_api.direct import Direct, pieces_of
 from producer_api.error_responses import JSON, error_response, refusal_of
 from producer_api.event_stream import HEARTBEAT, EventStream
 from producer_api.rendering import Renderer, whole_body
-from producer_api.streams import ClientGone, ReplyStream, ShuttingDown
+from producer_api.streams import WAIT_SLICE_SECONDS, ClientGone, ReplyStream, ShuttingDown
 from schemas.replies import Tokens
 from schemas.requests import RequestInfo
 
@@ -127,29 +128,47 @@ class Answering:
                 return
 
     async def _frames(self, renderer: Renderer) -> AsyncGenerator[bytes, None]:
-        heartbeat_s = self._limits.heartbeat_seconds
+        pieces = pieces_of(self._http.scope)
         try:
             # in front of the first event, not on its own: an event without data breaks SDKs
             retry = b"retry: %d\n" % RETRY_MS
             events = self.events
+            direct: Direct | None = None
             while True:
                 if data := renderer.render(events):
                     yield retry + data if retry else data
                     retry = b""
+                    if direct is None and pieces is not None:
+                        direct = Direct(renderer, pieces)
+                        self._stream.hand_over_to(direct)
                 if events and is_terminal(events[-1]):
                     self._complete = True
                     return
-                left_s = self._until_s - time.monotonic()
-                if left_s <= 0:
-                    raise Refusal("deadline_exceeded", "The request's time ran out.")
-                events = await self._stream.next(min(left_s, heartbeat_s))
-                if not events:
+                while not (events := await self._next(direct)):
                     yield HEARTBEAT
         except ClientGone:
             return
         except InferlogError as error:
             self._complete = True  # it runs on: the client resumes it from its position elsewhere
             yield renderer.failure(_as_refusal(error, self._stream))
+
+    async def _next(self, direct: Direct | None) -> list[Visible]:
+        """The next events; [] if the client has been sent nothing for the time of a heartbeat."""
+        silent_s = time.monotonic()
+        while True:
+            now_s = time.monotonic()
+            left_s = self._until_s - now_s
+            if left_s <= 0:
+                raise Refusal("deadline_exceeded", "The request's time ran out.")
+            quiet_s = silent_s + self._limits.heartbeat_seconds - now_s
+            if quiet_s <= 0:
+                return []
+            written = direct.written if direct is not None else 0
+            events = await self._stream.next(min(left_s, quiet_s, WAIT_SLICE_SECONDS))
+            if events:
+                return events
+            if direct is not None and direct.written != written:
+                silent_s = time.monotonic()
 
     async def _end(self) -> None:
         """The stream was sent to its end, or its client has left before."""

@@ -21,6 +21,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from core.errors import Refusal
 from core.limits import DEFAULT_LIMITS, Limits
+from producer_api.direct import EXTENSION, Pieces
 from producer_api.error_responses import error_response
 from producer_api.taking import Taking
 from runtime.metrics import Metrics
@@ -69,6 +70,7 @@ class BoundedHttp(HttpToolsProtocol):
         """The first head is awaited from now on."""
         super().connection_made(transport)
         self._taking = Taking(transport, self.limits.stalled_seconds, self.metrics)
+        self._extensions = {EXTENSION: Pieces(transport, self.flow)}
         self._await_rest("head")
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -138,6 +140,7 @@ class BoundedHttp(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """A request begins; behind too many that wait for their turn it is not taken."""
         super().on_message_begin()
+        self.scope["extensions"] = self._extensions  # type: ignore[typeddict-item]  # one of our own
         self._message += 1
         self._begun = True
         self._surplus = self._surplus or len(self.pipeline) >= self.limits.pipelined_requests

@@ -1,6 +1,7 @@
 """A bounded box of visible events between a reader of the log and one client."""
 
 import asyncio
+from collections.abc import Callable, Sequence
 
 from core.stream import Key, Visible, held_bytes
 from schemas.replies import Tokens
@@ -15,6 +16,8 @@ class Mailbox:
     def __init__(self, key: Key, events_max: int, bytes_max: int) -> None:
         self.key = key
         self.overflowed = False
+        self.hand_over: Callable[[Sequence[Visible]], bool] | None = None
+        """Shown what is there when somebody waits; False: it was not taken, and wakes who waits."""
         self._loop = asyncio.get_running_loop()
         self._waiter: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -55,8 +58,18 @@ class Mailbox:
 
     def wake(self) -> None:
         """Called once per batch of the reader, after its puts."""
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        waiter = self._waiter
+        if waiter is None or waiter.done():
+            return
+        if self.hand_over is not None and self._events:
+            try:
+                if self.hand_over(self._events):
+                    self.take()
+                    return
+            except Exception as error:  # noqa: BLE001  it is the waiter's: the reader serves others, too
+                waiter.set_exception(error)
+                return
+        waiter.set_result(None)
 
     async def wait(self, max_wait_seconds: float) -> None:
         """Returns when woken, or after the wait. A future: no task per wait, and no timer either."""

@@ -45,6 +45,14 @@ class Source(Protocol):
     def close(self) -> None: ...
 
 
+class Sink(Protocol):
+    """Takes events at once, for whoever waits in `ReplyStream.next` (`direct.Direct`)."""
+
+    @property
+    def ready(self) -> bool: ...
+    def take(self, events: list[Visible]) -> None: ...
+
+
 Follow = Callable[[int], Source]
 """Begins to read a request back; so many of its visible events were delivered before."""
 
@@ -75,6 +83,7 @@ class ReplyStream:
         self._shutdown = shutdown
         self._follow = follow
         self._mailbox = mailbox
+        self._sink: Sink | None = None
         self._source: Source | None = None
         self._asked_s = 0.0  # the loop's time at which the source was opened
         self._late_by = late_by
@@ -145,6 +154,23 @@ class ReplyStream:
             if now_s >= until_s:
                 return []
         return []
+
+    def hand_over_to(self, sink: Sink) -> None:
+        """From now on events may go straight to the sink while somebody waits in `next`.
+
+        Those that the sink is ready for, and no batch with the answer's end in it: `next` gives that.
+        Answers that are read back from the log are not handed over.
+        """
+        self._sink = sink
+        if self._mailbox is not None:
+            self._mailbox.hand_over = self._hand_over
+
+    def _hand_over(self, events: Sequence[Visible]) -> bool:
+        sink = self._sink
+        if sink is None or self._abandoned or is_terminal(events[-1]) or not sink.ready:
+            return False
+        sink.take(self._deliver(self._note(list(events))))
+        return True
 
     def _check_client(self) -> None:
         if self._abandoned:
