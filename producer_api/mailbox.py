@@ -1,27 +1,21 @@
 """A bounded box of visible events between a reader of the log and one client."""
 
-import asyncio
 from collections.abc import Callable, Sequence
 
 from core.stream import Key, Visible, held_bytes
+from runtime.waiting import Waiting
 from schemas.replies import Tokens
 
-_EARLY_SECONDS = 0.001
-"""A timer may fire up to the resolution of its clock too early."""
 
-
-class Mailbox:
-    """Events of one request as a reader accepts them. Close it: it holds a timer."""
+class Mailbox(Waiting):
+    """Events of one request as a reader accepts them; whoever takes them waits here."""
 
     def __init__(self, key: Key, events_max: int, bytes_max: int) -> None:
+        super().__init__()
         self.key = key
         self.overflowed = False
         self.hand_over: Callable[[Sequence[Visible]], bool] | None = None
         """Shown what is there when somebody waits; False: it was not taken, and wakes who waits."""
-        self._loop = asyncio.get_running_loop()
-        self._waiter: asyncio.Future[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._until_s = 0.0
         self._events_max = events_max
         self._bytes_max = bytes_max
         self._events: list[Visible] = []
@@ -70,39 +64,6 @@ class Mailbox:
                 waiter.set_exception(error)
                 return
         waiter.set_result(None)
-
-    async def wait(self, max_wait_seconds: float) -> None:
-        """Returns when woken, or after the wait. A future: no task per wait, and no timer either."""
-        loop = self._loop
-        self._until_s = loop.time() + max_wait_seconds
-        if self._timer is None or self._timer.when() > self._until_s:
-            self._set_timer()
-        waiter = self._waiter = loop.create_future()
-        try:
-            await waiter
-        finally:
-            self._waiter = None
-
-    def _set_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = self._loop.call_at(self._until_s, self._ring)
-
-    def _ring(self) -> None:
-        """The timer outlives the wait it was set for: tokens come quickly, and timers are dear."""
-        self._timer = None
-        if self._waiter is None:
-            return
-        if self._loop.time() < self._until_s - _EARLY_SECONDS:
-            self._set_timer()
-        else:
-            self.wake()
-
-    def close(self) -> None:
-        """Lets go of the timer. Idempotent."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
 
     def take(self) -> list[Visible]:
         """All that has arrived."""

@@ -13,7 +13,7 @@ from tests.broker_faults import frozen, kill, sockets_to
 from topics.broker import LocalCluster
 from topics.kafka import KafkaLog, questions
 from topics.kafka import reading as kafka_reading
-from topics.kafka.log import TAIL_FETCH_WAIT_MS
+from topics.kafka.tail import FETCH_WAIT_MS
 from topics.ports import (
     Appended,
     AppendFailed,
@@ -232,7 +232,8 @@ async def test_a_tail_replaces_a_client_that_died(
     tail = closing(await log.tail({Partition(topic, 0): 0}))
     await append(log, topic, b"0")
     assert len(await read(tail, 1)) == 1
-    tail._consumer._fetcher._fetch_task.cancel()
+    tail._client.client._sync_task.cancel()  # leaders that move would not be found any more
+    assert await tail.read(max_wait_seconds=0.1) == []
     await append(log, topic, b"1")
     assert [r.offset for r in await read(tail, 1)] == [1]
     assert (tail.rebuilds, log.rebuilds) == (1, {("tail", "died"): 1})
@@ -248,9 +249,13 @@ async def test_a_tail_replaces_a_client_that_is_silently_stuck(
     assert len(await read(tail, 1)) == 1
     for _ in range(20):  # an idle tail is not stuck
         assert await tail.read(max_wait_seconds=0.1) == []
-    fetcher = tail._consumer._fetcher
-    fetcher._get_actions_per_node = lambda _: ([], {}, 0.1, False, [])
-    await asyncio.sleep(TAIL_FETCH_WAIT_MS / 1000 + 0.3)  # the fetch that is under way ends
+
+    async def never(*_: object) -> None:
+        await asyncio.Event().wait()
+
+    tail._client.client.send = never
+    await asyncio.sleep(FETCH_WAIT_MS / 1000 + 0.3)  # the fetch that is under way ends
+    assert await tail.read(max_wait_seconds=0.1) == []
     await append(log, topic, b"1")
     assert [r.offset for r in await read(tail, 1)] == [1]
     assert (tail.rebuilds, log.rebuilds) == (1, {("tail", "stuck"): 1})

@@ -1,18 +1,19 @@
 """A Kafka cluster as a `topics.ports.Log`."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from topics.kafka.administration import Administration
 from topics.kafka.appender import KafkaAppender
-from topics.kafka.clients import RECORD_BYTES_MAX, OnRebuild, settled, started
+from topics.kafka.clients import OnRebuild, settled, started
 from topics.kafka.member import KafkaMember
 from topics.kafka.partitioning import partition_of
-from topics.kafka.reading import KafkaTail, OpenConsumer
+from topics.kafka.reading import OpenConsumer
 from topics.kafka.security import Security
+from topics.kafka.tail import KafkaTail, TailClient
 from topics.ports import (
     AssignedHook,
     Committed,
@@ -25,10 +26,7 @@ from topics.ports import (
 
 MEMBER_FETCH_WAIT_MS = 200
 """How long the broker holds a fetch that finds nothing. A fetch that is out delays a partition that is
-resumed or assigned meanwhile: 500 here made a takeover take 1.0 s instead of 0.5."""
-TAIL_FETCH_WAIT_MS = 1000
-"""Of tails, whose partitions change only when a topic grows or was lost. Each empty fetch costs the broker
-and the reader about 1 ms of CPU, and a stack at rest has eleven readers (docs/performance.md)."""
+resumed or assigned meanwhile: 500 here made a takeover take 1.0 s instead of 0.5. Tails wait longer."""
 GROUP_FETCH_BYTES = 128 * 1024
 """Of each partition at once. A worker reads what it has room for, pauses, and seeks: what lies fetched
 beyond that is dropped and fetched again. With megabytes of it, compressed, a backlog of a million cost
@@ -37,6 +35,7 @@ MAX_POLL_SECONDS = 300.0
 REBALANCE_SECONDS_MAX = 5.0
 # A group learns of added partitions so soon; their requests have a deadline to start by.
 MEMBER_METADATA_SECONDS = 5.0
+TAIL_METADATA_MS = 60_000
 
 
 class KafkaLog:
@@ -103,10 +102,22 @@ class KafkaLog:
         )
 
     async def tail(self, positions: Mapping[Partition, int]) -> KafkaTail:
-        for topic in {partition.topic for partition in positions}:
+        topics = {partition.topic for partition in positions}
+        for topic in topics:
             await self.partition_count(topic)
-        opener = self._opener("connecting a reader")
-        return KafkaTail(await opener(), opener, self.end_offsets, positions, self._rebuilt)
+        client = await self._tail_client(topics)
+        return KafkaTail(client, self._tail_client, self.end_offsets, positions, self._rebuilt)
+
+    async def _tail_client(self, topics: Iterable[str]) -> TailClient:
+        seconds = self._request_timeout_seconds
+        client = TailClient(
+            topics,
+            **self._arguments,
+            request_timeout_ms=int(seconds * 1000),
+            metadata_max_age_ms=TAIL_METADATA_MS,
+        )
+        await started(client, "connecting a reader", seconds)
+        return client
 
     async def join(
         self,
@@ -152,18 +163,13 @@ class KafkaLog:
         await member.open()
         return member
 
-    def _opener(self, what: str, *, wait_seconds: float = 0.0, **more: Any) -> OpenConsumer:
+    def _opener(self, what: str, *, wait_seconds: float, **more: Any) -> OpenConsumer:
         seconds = self._request_timeout_seconds
-        defaults = {
-            "metadata_max_age_ms": 60_000,
-            "max_partition_fetch_bytes": RECORD_BYTES_MAX,
-            "fetch_max_wait_ms": TAIL_FETCH_WAIT_MS,
-        }
 
         async def open_consumer() -> AIOKafkaConsumer:
             consumer = AIOKafkaConsumer(
                 **self._arguments,
-                **{**defaults, **more},
+                **more,
                 request_timeout_ms=int((seconds + wait_seconds) * 1000),
                 enable_auto_commit=False,
                 auto_offset_reset="none",

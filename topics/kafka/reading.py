@@ -1,20 +1,18 @@
-"""Reading: a bounded poll that can be cancelled, and a tail that survives its client."""
+"""What reading needs: a bounded poll of a consumer that can be cancelled, and an eye on progress."""
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import AIOKafkaConsumer
 from aiokafka.errors import (
     GroupAuthorizationFailedError,
-    KafkaError,
     OffsetOutOfRangeError,
     TopicAuthorizationFailedError,
 )
 
-from topics.kafka.clients import OnRebuild, cancelled, describe, ended, in_background
-from topics.ports import LogError, OffsetOutOfRange, Partition, Record
+from topics.kafka.clients import cancelled, ended, in_background
+from topics.ports import Partition, Record
 
 STUCK_SECONDS = 5.0
 RETRY_SECONDS = 0.2
@@ -23,8 +21,6 @@ OpenConsumer = Callable[[], Awaitable[AIOKafkaConsumer]]
 AskEnds = Callable[[Sequence[Partition]], Awaitable[Mapping[Partition, int]]]
 
 _NOT_ALLOWED = (TopicAuthorizationFailedError, GroupAuthorizationFailedError)
-
-_log = logging.getLogger(__name__)
 
 
 class ClientBroken(Exception):
@@ -132,109 +128,6 @@ class Progress:
         """Ends a question that is open."""
         if self._asking is not None:
             await cancelled({self._asking})
-
-
-class KafkaTail:
-    """See `topics.ports.Tail`. `rebuilds` counts clients that were given up."""
-
-    def __init__(
-        self,
-        consumer: AIOKafkaConsumer,
-        open_consumer: OpenConsumer,
-        ask_ends: AskEnds,
-        positions: Mapping[Partition, int],
-        on_rebuild: OnRebuild,
-    ) -> None:
-        self.rebuilds = 0
-        self._consumer: AIOKafkaConsumer | None = consumer
-        self._open_consumer = open_consumer
-        self._opening: asyncio.Task[AIOKafkaConsumer] | None = None
-        self._progress = Progress(ask_ends)
-        self._positions: dict[Partition, int] = {}
-        self._on_rebuild = on_rebuild
-        self.assign(positions)
-
-    def assign(self, positions: Mapping[Partition, int]) -> None:
-        self._positions = dict(positions)
-        if self._consumer is not None:
-            self._place(self._consumer)
-
-    def _place(self, consumer: AIOKafkaConsumer) -> None:
-        consumer.assign([TopicPartition(*partition) for partition in self._positions])
-        for partition, offset in self._positions.items():
-            consumer.seek(TopicPartition(*partition), offset)
-
-    def position(self, partition: Partition) -> int:
-        return self._positions[partition]
-
-    async def read(self, max_wait_seconds: float = 0.5, max_records: int = 1000) -> list[Record]:
-        loop = asyncio.get_running_loop()
-        until_s = loop.time() + max_wait_seconds
-        consumer = await self._client(max_wait_seconds)
-        if consumer is None:
-            return []
-        try:
-            records = await poll(consumer, until_s - loop.time(), max_records)
-        except OffsetOutOfRangeError as error:
-            partition, position = refused_position(error)
-            if self._positions.get(partition) == position:
-                raise OffsetOutOfRange(f"{partition}: {position} is not on the log") from error
-            return []  # of an assignment that was replaced since
-        except _NOT_ALLOWED as error:
-            raise LogError(f"reading: {describe(error)}") from error
-        except (KafkaError, ClientBroken) as error:
-            self._rebuild("died", describe(error))
-            return []
-        for record in records:
-            self._positions[Partition(record.topic, record.partition)] = record.offset + 1
-        if not records:
-            self._pass_marks(consumer)
-        if not records and self._progress.check(self._positions, loop.time()):
-            self._rebuild("stuck", "records are there and do not come")
-        return records
-
-    def _pass_marks(self, consumer: AIOKafkaConsumer) -> None:
-        """Offsets that hold no record, such as the end of a transaction, count as read.
-
-        Else whoever reads up to an end offset would wait for a record there for ever.
-        """
-        for partition, position in self._positions.items():
-            state = consumer._subscription._assigned_state(TopicPartition(*partition))  # noqa: SLF001
-            if state.has_valid_position:
-                self._positions[partition] = max(position, state.position)
-
-    def _rebuild(self, reason: str, detail: str) -> None:
-        _log.warning("a reader is given up and made anew: %s", detail)
-        self.rebuilds += 1
-        self._on_rebuild("tail", reason)
-        consumer, self._consumer = self._consumer, None
-        in_background(ended(consumer))
-
-    async def _client(self, max_wait_seconds: float) -> AIOKafkaConsumer | None:
-        """The client, None if a new one could not be had within the wait."""
-        if self._consumer is not None:
-            return self._consumer
-        if self._opening is None:
-            self._opening = in_background(self._open_consumer())
-        await asyncio.wait({self._opening}, timeout=max_wait_seconds)
-        if not self._opening.done():
-            return None
-        opening, self._opening = self._opening, None
-        if isinstance(opening.exception(), LogError):
-            await asyncio.sleep(min(RETRY_SECONDS, max_wait_seconds))
-            return None
-        self._consumer = opening.result()
-        self._place(self._consumer)
-        return self._consumer
-
-    async def close(self) -> None:
-        await self._progress.close()
-        if self._opening is not None:
-            await end_opening(self._opening)
-            self._opening = None
-        consumer, self._consumer = self._consumer, None
-        if consumer is not None:
-            await ended(consumer)
 
 
 async def end_opening(opening: "asyncio.Task[AIOKafkaConsumer]") -> None:

@@ -1,0 +1,280 @@
+"""A tail of a Kafka cluster: one fetch under way at each leader, and a client that is made anew if broken."""
+
+import asyncio
+import logging
+from collections import defaultdict, deque
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Any
+
+from aiokafka import TopicPartition
+from aiokafka.client import AIOKafkaClient
+from aiokafka.errors import (
+    KafkaError,
+    NoError,
+    OffsetOutOfRangeError,
+    TopicAuthorizationFailedError,
+    for_code,
+)
+
+from runtime.waiting import Waiting
+from topics.kafka.clients import (
+    RECORD_BYTES_MAX,
+    OnRebuild,
+    cancelled,
+    describe,
+    ended,
+    in_background,
+)
+from topics.kafka.fetch_protocol import Fetched, FetchedRecords, FetchRequest
+from topics.kafka.reading import RETRY_SECONDS, AskEnds, Progress
+from topics.ports import LogError, OffsetOutOfRange, Partition, Record
+
+FETCH_WAIT_MS = 1000
+"""How long the broker holds a fetch that finds nothing. A tail's partitions change only when a topic grows
+or was lost. Each empty fetch costs the broker and the reader CPU, and a stack at rest has eleven tails."""
+NO_LEADER = -1
+
+_log = logging.getLogger(__name__)
+
+
+class TailClient:
+    """A connection to the cluster that knows where these topics lie; `clients.started` starts it."""
+
+    def __init__(self, topics: Iterable[str], **arguments: Any) -> None:
+        self.client = AIOKafkaClient(**arguments)
+        self._topics = set(topics)
+
+    async def start(self) -> None:
+        await self.client.bootstrap()
+        await self.client.set_topics(self._topics)
+
+    async def stop(self) -> None:
+        await self.client.close()
+
+
+OpenClient = Callable[[Iterable[str]], Awaitable[TailClient]]
+
+
+class KafkaTail:
+    """See `topics.ports.Tail`. `rebuilds` counts clients that were given up."""
+
+    def __init__(
+        self,
+        client: TailClient,
+        open_client: OpenClient,
+        ask_ends: AskEnds,
+        positions: Mapping[Partition, int],
+        on_rebuild: OnRebuild,
+    ) -> None:
+        self.rebuilds = 0
+        self._client: TailClient | None = client
+        self._open_client = open_client
+        self._opening: asyncio.Task[TailClient] | None = None
+        self._progress = Progress(ask_ends)
+        self._on_rebuild = on_rebuild
+        self._loop = asyncio.get_running_loop()
+        self._waiting = Waiting()
+        self._fetches: dict[int, asyncio.Task[None]] = {}
+        self._retry_at_s: dict[int, float] = {}
+        self._fetched: deque[FetchedRecords] = deque()
+        self._failure: Exception | None = None
+        self._positions: dict[Partition, int] = {}
+        self.assign(positions)
+
+    def assign(self, positions: Mapping[Partition, int]) -> None:
+        # what is under way for other positions is dropped when it comes
+        self._positions = dict(positions)
+        self._fetched.clear()
+        self._failure = None
+        if self._client is not None:
+            self._client.client.set_topics({it.topic for it in positions})
+
+    def position(self, partition: Partition) -> int:
+        return self._positions[partition]
+
+    async def read(self, max_wait_seconds: float = 0.5, max_records: int = 1000) -> list[Record]:
+        until_s = self._loop.time() + max_wait_seconds
+        client = await self._ready_client(max_wait_seconds)
+        if client is None:
+            return []
+        if self._fetched:
+            await asyncio.sleep(
+                0
+            )  # a reader that is never out of records must not starve the others
+        try:
+            records = await self._next(client, until_s, max_records)
+        except (OffsetOutOfRange, LogError):
+            raise
+        except Exception as error:  # noqa: BLE001  whatever it was, a new client may do better
+            self._rebuild("died", describe(error))
+            return []
+        if not records and self._progress.check(self._positions, self._loop.time()):
+            self._rebuild("stuck", "records are there and do not come")
+        return records
+
+    async def _next(self, client: TailClient, until_s: float, most: int) -> list[Record]:
+        while True:
+            records = self._take(most)
+            retry_s = self._fetch_more(client)
+            if records:
+                return records
+            self._check(client)
+            left_s = until_s - self._loop.time()
+            if left_s <= 0:
+                return []
+            await self._waiting.wait(min(left_s, retry_s))
+
+    def _take(self, most: int) -> list[Record]:
+        """Up to so many of what was fetched. Raises KafkaError if the next are damaged."""
+        records: list[Record] = []
+        while self._fetched and len(records) < most:
+            part = self._fetched[0]
+            more = False
+            try:
+                more = part.take(records, most - len(records))
+            except KafkaError:
+                if not records:  # else they are met again at the next fetch
+                    raise
+            finally:
+                # at the end of all: who was served asks last, so that none is starved by the others
+                del self._positions[part.partition]
+                self._positions[part.partition] = part.next_offset
+                if not more:
+                    self._fetched.popleft()
+        return records
+
+    def _check(self, client: TailClient) -> None:
+        """Raises what fetches and metadata have met."""
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
+        if client.client._sync_task is None or client.client._sync_task.done():  # noqa: SLF001
+            raise KafkaError("nobody learns where partitions lie any more")
+
+    # --- fetching
+
+    def _fetch_more(self, client: TailClient) -> float:
+        """Asks each leader that nothing is asked of, unless much is here; seconds to the next try."""
+        retry_s = float("inf")
+        if self._fetched:
+            return retry_s
+        cluster, now_s = client.client.cluster, 0.0
+        wanted: defaultdict[int, dict[Partition, int]] = defaultdict(dict)
+        for partition, offset in self._positions.items():
+            leader = cluster.leader_for_partition(TopicPartition(*partition))
+            node = NO_LEADER if leader is None else leader
+            if node not in self._fetches:
+                wanted[node][partition] = offset
+        for node, offsets in wanted.items():
+            if (at_s := self._retry_at_s.get(node, 0.0)) > 0:
+                now_s = now_s or self._loop.time()
+                if at_s > now_s:
+                    retry_s = min(retry_s, at_s - now_s)
+                    continue
+            if node == NO_LEADER:
+                for topic in cluster.unauthorized_topics & {it.topic for it in offsets}:
+                    self._failure = LogError(f"reading: not allowed: {topic}")
+                client.client.force_metadata_update()
+                self._retry_at_s[node] = self._loop.time() + RETRY_SECONDS
+                retry_s = min(retry_s, RETRY_SECONDS)
+            else:
+                fetch = self._fetch(client, node, offsets)
+                self._fetches[node] = self._loop.create_task(fetch)
+        return retry_s
+
+    async def _fetch(self, client: TailClient, node: int, offsets: dict[Partition, int]) -> None:
+        request = FetchRequest(offsets, wait_ms=FETCH_WAIT_MS, partition_bytes=RECORD_BYTES_MAX)
+        try:
+            answer: list[Fetched] = await client.client.send(node, request)
+        except KafkaError as error:
+            self._retry_later(node, describe(error))
+        except Exception as error:  # noqa: BLE001  told to whoever reads
+            self._failure = error
+        else:
+            refused = [it for part in answer if (it := self._accept(part, offsets)) is not None]
+            if refused:
+                client.client.force_metadata_update()
+                self._retry_later(node, refused[0])
+            else:
+                self._retry_at_s.pop(node, None)
+        # not in a `finally`: whoever cancels it has taken it out already
+        del self._fetches[node]
+        self._waiting.wake()
+
+    def _accept(self, part: Fetched, offsets: Mapping[Partition, int]) -> str | None:
+        """Takes what came of a partition; says why if it must be asked for again, perhaps elsewhere."""
+        partition, code, data = part
+        offset = offsets.get(partition)
+        if offset is None or offset != self._positions.get(partition):
+            return None  # of an assignment that was replaced since
+        if any(it.partition == partition for it in self._fetched):
+            return None  # its leader changed, and both have answered
+        error = for_code(code)
+        if error is NoError:
+            if data:
+                self._fetched.append(FetchedRecords(partition, data, offset))
+        elif error is OffsetOutOfRangeError:
+            self._failure = OffsetOutOfRange(f"{partition}: {offset} is not on the log")
+        elif error is TopicAuthorizationFailedError:
+            self._failure = LogError(f"reading: not allowed: {partition.topic}")
+        else:
+            return f"{partition}: {error.__name__}"
+        return None
+
+    def _retry_later(self, node: int, reason: str) -> None:
+        if node not in self._retry_at_s:  # the first in a row
+            _log.warning("broker %s cannot be read from, tried again: %s", node, reason)
+        self._retry_at_s[node] = self._loop.time() + RETRY_SECONDS
+
+    def _drop_fetches(self) -> "list[asyncio.Task[None]]":
+        fetches = list(self._fetches.values())
+        for fetch in fetches:
+            fetch.cancel()  # at once: it may be about to put in what it has found
+        self._fetches.clear()
+        self._retry_at_s.clear()
+        self._fetched.clear()
+        self._failure = None
+        return fetches
+
+    # --- the client
+
+    def _rebuild(self, reason: str, detail: str) -> None:
+        _log.warning("a reader is given up and made anew: %s", detail)
+        self.rebuilds += 1
+        self._on_rebuild("tail", reason)
+        client, self._client = self._client, None
+        in_background(self._end(client, self._drop_fetches()))
+
+    @staticmethod
+    async def _end(client: TailClient | None, fetches: "list[asyncio.Task[None]]") -> None:
+        await cancelled(fetches)
+        if client is not None:
+            await ended(client)
+
+    async def _ready_client(self, max_wait_seconds: float) -> TailClient | None:
+        """The client, None if a new one could not be had within the wait."""
+        if self._client is not None:
+            return self._client
+        if self._opening is None:
+            topics = {it.topic for it in self._positions}
+            self._opening = in_background(self._open_client(topics))
+        await asyncio.wait({self._opening}, timeout=max_wait_seconds)
+        if not self._opening.done():
+            return None
+        opening, self._opening = self._opening, None
+        if isinstance(opening.exception(), LogError):
+            await asyncio.sleep(min(RETRY_SECONDS, max_wait_seconds))
+            return None
+        self._client = opening.result()
+        return self._client
+
+    async def close(self) -> None:
+        self._waiting.close()
+        await self._progress.close()
+        if self._opening is not None:
+            opening, self._opening = self._opening, None
+            await cancelled({opening})
+            if opening.done() and not opening.cancelled() and opening.exception() is None:
+                await ended(opening.result())
+        client, self._client = self._client, None
+        await self._end(client, self._drop_fetches())
