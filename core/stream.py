@@ -120,11 +120,12 @@ class Reader:
         visible: list[Visible] = []
         floors, states, watched = self.floors, self.states, self._watched
         for event in events:
-            floor = floors.get(event.q, -1)
-            if event.epoch < floor:
+            q, epoch = event.q, event.epoch
+            floor = floors.get(q, -1)
+            if epoch < floor:
                 continue
-            if event.epoch > floor:
-                floors[event.q] = event.epoch
+            if epoch > floor:
+                floors[q] = epoch
             key = (event.tenant, event.id)
             state = states.get(key)
             if state is None:
@@ -145,7 +146,7 @@ class Reader:
         elif state.origin != origin:
             return None
         state.epoch = event.epoch
-        if isinstance(event, Tokens):
+        if type(event) is Tokens:  # most are: the quickest question first
             return event if self._accept_tokens(state, event) else None
         if isinstance(event, Started):
             return self._accept_start(state, event)
@@ -155,17 +156,18 @@ class Reader:
 
     @staticmethod
     def _accept_tokens(state: StreamState, event: Tokens) -> bool:
-        while len(state.counts) <= event.choice:
-            state.counts.append(0)
-        count = state.counts[event.choice]
-        if event.seq != count or event.choice in state.ended_choices:
+        counts, choice = state.counts, event.choice
+        while len(counts) <= choice:
+            counts.append(0)
+        count = counts[choice]
+        if event.seq != count or choice in state.ended_choices:
             state.gap = state.gap or event.seq > count
             return False
         if not event.token_ids and event.finish_reason is None:
             return False  # without a position of its own, a second copy could not be told apart
-        state.counts[event.choice] = count + len(event.token_ids)
+        counts[choice] = count + len(event.token_ids)
         if event.finish_reason is not None:
-            state.ended_choices.add(event.choice)
+            state.ended_choices.add(choice)
         return True
 
     @staticmethod
@@ -213,10 +215,12 @@ ALTERNATIVE_BYTES = 128
 
 def held_bytes(event: Tokens) -> int:
     """About how much memory its text, its ids and its log probabilities take."""
-    alternatives = sum(2 + len(it.top) for it in event.logprobs) if event.logprobs else 0
-    return len(event.text) + 40 * len(event.token_ids) + ALTERNATIVE_BYTES * alternatives
+    held = 64 + len(event.text) + 40 * len(event.token_ids)
+    if event.logprobs is None:
+        return held
+    return held + ALTERNATIVE_BYTES * sum(2 + len(it.top) for it in event.logprobs)
 
 
 def is_terminal(event: Visible) -> bool:
     """True for the one event that ends a request."""
-    return isinstance(event, Terminal)
+    return type(event) is not Tokens and isinstance(event, Terminal)

@@ -30,7 +30,6 @@ class Pieces:
         self._transport = transport
         self._flow = flow
 
-    @property
     def ready(self) -> bool:
         """False if whoever writes must wait, or nobody reads any more."""
         return not (self._flow.write_paused or self._transport.is_closing())
@@ -47,11 +46,7 @@ class Direct:
         self.written = 0
         self._renderer = renderer
         self._pieces = pieces
-
-    @property
-    def ready(self) -> bool:
-        """Asked before each batch of events."""
-        return self._pieces.ready
+        self.ready = pieces.ready  # asked for each batch of events: no step between
 
     def take(self, events: Iterable[Visible]) -> None:
         """Writes them at once."""

@@ -6,6 +6,9 @@ from core.stream import Key, Visible, held_bytes
 from runtime.waiting import Waiting
 from schemas.replies import Tokens
 
+EVENT_BYTES = 64
+"""An event that is none of tokens."""
+
 
 class Mailbox(Waiting):
     """Events of one request as a reader accepts them; whoever takes them waits here."""
@@ -23,16 +26,18 @@ class Mailbox(Waiting):
 
     def put(self, event: Visible) -> bool:
         """Takes an event; False once the bound is passed: then the mailbox is of no more use."""
-        if not self.overflowed:
-            self.add(event)
-            if self.is_full:
-                self.overflow()
-        return not self.overflowed
+        if self.overflowed:
+            return False
+        self.add(event)
+        if self._bytes > self._bytes_max or len(self._events) > self._events_max:
+            self.overflow()
+            return False
+        return True
 
     def add(self, event: Visible) -> None:
         """Takes an event, whatever the bound says: whoever calls this looks at `is_full` himself."""
         self._events.append(event)
-        self._bytes += 64 + (held_bytes(event) if isinstance(event, Tokens) else 0)
+        self._bytes += held_bytes(event) if type(event) is Tokens else EVENT_BYTES
 
     @property
     def is_full(self) -> bool:

@@ -162,7 +162,7 @@ class Pipeline:
             raise
         self.metrics.accepted.labels(draft.tier, draft.endpoint).inc()
         if draft.arrived_s is not None:
-            stream.on_delivered = self._timings.accepted(draft.tier, draft.arrived_s).delivered
+            stream.timing = self._timings.accepted(draft.tier, draft.arrived_s)
         return Submission(request_id, "new", stream)
 
     def _check_room(self) -> None:

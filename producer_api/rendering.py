@@ -122,7 +122,7 @@ class ChunkRenderer:
         """All frames for these events, to be written at once, with the end of the answer."""
         frames: list[bytes] = []
         for event in events:
-            if isinstance(event, Tokens):
+            if type(event) is Tokens:
                 self._tokens(event, frames)
             elif isinstance(event, Finished):
                 if self._info.include_usage:
@@ -133,29 +133,29 @@ class ChunkRenderer:
                 refusal = refusal_of(event)  # type: ignore[arg-type]  # just checked
                 assert refusal is not None
                 frames.append(self.failure(refusal))
-        return b"".join(frames)
+        return frames[0] if len(frames) == 1 else b"".join(frames)
 
     def failure(self, refusal: Refusal) -> bytes:
         """The request's own error, or one of this replica; the end of the stream."""
         return frame(error_object(refusal), self.position)
 
     def _tokens(self, event: Tokens, frames: list[bytes]) -> None:
-        ends_at = self.position + len(event.token_ids)
+        ends_at, choice = self.position + len(event.token_ids), event.choice
         if ends_at < self._after:
             self.position = ends_at
-            self._roles.add(event.choice)
+            self._roles.add(choice)
             return
-        if self._chat and event.choice not in self._roles:
-            self._roles.add(event.choice)
-            if self.position >= self._after:
+        if choice not in self._roles:
+            self._roles.add(choice)
+            if self._chat and self.position >= self._after:
                 delta = {"role": "assistant", "content": ""}
                 # the same position as before: nothing of the answer is in it
-                frames.append(frame(self._chunk(event.choice, delta, None, None), self.position))
+                frames.append(frame(self._chunk(choice, delta, None, None), self.position))
         self.position = ends_at
         if event.token_ids and ends_at == self._after:
             pass  # it was the last one told
         elif event.text and event.logprobs is None:
-            before, behind = self._around.get(event.choice) or self._cut(event.choice)
+            before, behind = self._around.get(choice) or self._cut(choice)
             text = orjson.dumps(event.text)
             frames.append(b"id: %d\n%b%b%b" % (ends_at, before, text, behind))
         elif event.text or event.logprobs:

@@ -130,8 +130,11 @@ class ReplyRouter:
                     self._records_read.inc(len(records))
                     age_ms = self._clock.now_ms() - records[-1].time_ms
                     self._fetch.observe(max(0.0, age_ms / 1000))
+                touched: dict[Mailbox, None] = {}
                 for record in records:
-                    self._feed(record.partition, record.offset, record.value)
+                    self._feed(record.partition, record.offset, record.value, touched)
+                for box in touched:  # once for all that came: what waits is sent together
+                    box.wake()
             except OffsetOutOfRange:
                 # away for longer than `replies` keeps: every stream reads on from the log
                 _log.error("the tail of replies fell off the log: opening it anew")
@@ -167,28 +170,27 @@ class ReplyRouter:
             box.overflow()
             self.unwatch(box.key)
 
-    def _feed(self, partition: int, offset: int, value: bytes | None) -> None:
+    def _feed(
+        self, partition: int, offset: int, value: bytes | None, touched: dict[Mailbox, None]
+    ) -> None:
         try:
             record = decode_reply(value)
         except UndecodableRecord as error:
             self._metrics.log_faults.labels("undecodable_reply").inc()
             _log.error("undecodable record on replies/%s at %s: %s", partition, offset, error)
             return
-        touched: dict[Key, Mailbox] = {}
+        boxes = self._boxes
         for event in self._readers[partition].feed(record):
-            key = (event.tenant, event.id)
-            box = self._boxes.get(key)
+            box = boxes.get((event.tenant, event.id))
             if box is None:
                 continue
             if not box.put(event):
                 self._metrics.mailbox_drops.inc()
-                self.unwatch(key)
+                self.unwatch(box.key)
                 continue
-            touched[key] = box
+            touched[box] = None
             if is_terminal(event):
-                self.unwatch(key)
-        for box in touched.values():
-            box.wake()
+                self.unwatch(box.key)
 
     async def close(self) -> None:
         """Ends the tail."""

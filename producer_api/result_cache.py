@@ -22,7 +22,7 @@ LOGPROB_BYTES = 256
 
 def size_of(event: Visible) -> int:
     """About how many bytes of memory an event holds."""
-    if not isinstance(event, Tokens):
+    if type(event) is not Tokens:
         return 2 * EVENT_BYTES + _echo_size(event)
     size = EVENT_BYTES + TOKEN_BYTES * len(event.token_ids) + 4 * len(event.text)
     if event.logprobs is not None:
@@ -60,7 +60,7 @@ class Recording:
         size, ended = 0, False
         for event in events:  # once per token: one pass
             size += size_of(event)
-            if isinstance(event, Tokens):
+            if type(event) is Tokens:
                 continue
             if isinstance(event, Accepted | Started) and _is_not_for_keeping(event.info):
                 self.close()

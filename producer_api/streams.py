@@ -11,6 +11,7 @@ from core.errors import InferlogError, Refusal
 from core.stream import Key, Visible, is_terminal
 from producer_api.mailbox import Mailbox
 from producer_api.result_cache import Recording
+from producer_api.timings import Timing
 from schemas.replies import Accepted, Expired, Started, Tokens
 
 WAIT_SLICE_SECONDS = 1.0
@@ -46,11 +47,11 @@ class Source(Protocol):
 
 
 class Sink(Protocol):
-    """Takes events at once, for whoever waits in `ReplyStream.next` (`direct.Direct`)."""
+    """Takes tokens at once, for whoever waits in `ReplyStream.next` (`direct.Direct`)."""
 
-    @property
-    def ready(self) -> bool: ...
-    def take(self, events: list[Visible]) -> None: ...
+    ready: Callable[[], bool]
+
+    def take(self, events: Sequence[Visible]) -> None: ...
 
 
 Follow = Callable[[int], Source]
@@ -94,7 +95,8 @@ class ReplyStream:
         self._on_close = on_close
         self._ahead: list[Visible] = list(ahead)
         self._recording = recording
-        self.on_delivered: Callable[[list[Visible]], None] | None = None
+        self.timing: Timing | None = None
+        self._spoken = False
         self._abandoned = False
 
     def abandon(self) -> None:
@@ -156,10 +158,10 @@ class ReplyStream:
         return []
 
     def hand_over_to(self, sink: Sink) -> None:
-        """From now on events may go straight to the sink while somebody waits in `next`.
+        """From now on tokens may go straight to the sink while somebody waits in `next`.
 
-        Those that the sink is ready for, and no batch with the answer's end in it: `next` gives that.
-        Answers that are read back from the log are not handed over.
+        When it is ready, and nothing but tokens has come: all else, the answer's end above all, and its
+        first tokens, `next` gives. Answers that are read back from the log are not handed over.
         """
         self._sink = sink
         if self._mailbox is not None:
@@ -167,9 +169,18 @@ class ReplyStream:
 
     def _hand_over(self, events: Sequence[Visible]) -> bool:
         sink = self._sink
-        if sink is None or self._abandoned or is_terminal(events[-1]) or not sink.ready:
+        if sink is None or self._abandoned or not self._spoken or not sink.ready():
             return False
-        sink.take(self._deliver(self._note(list(events))))
+        count = 0
+        for event in events:
+            if type(event) is not Tokens:
+                return False
+            count += len(event.token_ids)
+        self._consumed += len(events)
+        self.position += count
+        if self._recording is not None:
+            self._recording.add(events)
+        sink.take(events)
         return True
 
     def _check_client(self) -> None:
@@ -229,7 +240,11 @@ class ReplyStream:
     def _deliver(self, events: list[Visible]) -> list[Visible]:
         fresh: list[Visible] = []
         for event in events:
-            if isinstance(event, Tokens):
+            if type(event) is Tokens:
+                if not self._spoken:
+                    self._spoken = True
+                    if self.timing is not None:
+                        self.timing.began()
                 self.position += len(event.token_ids)
             elif isinstance(event, Accepted | Started):
                 if self._total_seconds != event.info.total_seconds:
@@ -241,9 +256,9 @@ class ReplyStream:
                     self._started = True
             else:
                 self.ended = True
+                if self.timing is not None:
+                    self.timing.ended(self.position)
             fresh.append(event)
-        if self.on_delivered is not None:
-            self.on_delivered(fresh)
         return fresh
 
     def _expired(self) -> Expired:

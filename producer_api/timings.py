@@ -1,11 +1,8 @@
 """How long requests take, as their clients see it."""
 
 import asyncio
-from collections.abc import Sequence
 
-from core.stream import Visible, is_terminal
 from runtime.metrics import Metrics
-from schemas.replies import Tokens
 from schemas.requests import TIERS, Tier
 
 
@@ -34,27 +31,20 @@ class Timing:
         self._arrived_s = arrived_s
         self._time = asyncio.get_running_loop().time
         self._first_s: float | None = None
-        self._later_tokens = 0
 
     def age_seconds(self) -> float:
         """Seconds since the request arrived."""
         return self._time() - self._arrived_s
 
-    def delivered(self, events: Sequence[Visible]) -> None:
-        """Takes what the client is given next."""
-        for event in events:
-            if isinstance(event, Tokens):
-                if self._first_s is None:
-                    self._first_s = self._time()
-                    self._timings.ttft[self._tier].observe(self._first_s - self._arrived_s)
-                    self._later_tokens -= 1
-                self._later_tokens += len(event.token_ids)
-        if events and is_terminal(events[-1]):
-            self._ended()
+    def began(self) -> None:
+        """The first tokens are being given to the client."""
+        self._first_s = self._time()
+        self._timings.ttft[self._tier].observe(self._first_s - self._arrived_s)
 
-    def _ended(self) -> None:
+    def ended(self, tokens: int) -> None:
+        """The terminal is; so many tokens came before it."""
         age_s = self.age_seconds()
         self._timings.end_to_end[self._tier].observe(age_s)
-        if self._first_s is not None and self._later_tokens > 0:
+        if self._first_s is not None and tokens > 1:
             streaming_s = self._arrived_s + age_s - self._first_s
-            self._timings.per_token[self._tier].observe(streaming_s / self._later_tokens)
+            self._timings.per_token[self._tier].observe(streaming_s / (tokens - 1))

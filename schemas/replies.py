@@ -4,7 +4,7 @@ An event speaks for one published copy of a request, its origin: (request partit
 under the `epoch` in which its worker owns `q`. `q` is written `topic/partition`.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, final
 
 from msgspec import Meta
 
@@ -61,6 +61,7 @@ class Started(Event, frozen=True, kw_only=True, tag="started"):
     worker: str
 
 
+@final
 class Tokens(Event, frozen=True, kw_only=True, tag="tokens"):
     """Tokens `seq` … `seq + len(token_ids) - 1` of one choice, and the text they made visible.
 
