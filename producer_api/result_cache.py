@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 from core.limits import Limits
 from core.stream import Key, Visible, is_terminal
+from producer_api.packed_tokens import PACKED_BYTES, PackedTokens, is_plain
 from runtime.metrics import Metrics
 from schemas.replies import Accepted, Started, Tokens
 from schemas.requests import RequestInfo
@@ -18,6 +19,8 @@ EVENT_BYTES = 512
 """About what an event takes with its id, tenant, origin and containers."""
 TOKEN_BYTES = 40
 LOGPROB_BYTES = 256
+GRAIN_BYTES = 512
+"""Packed tokens are counted by so much at a time, before they have taken it."""
 
 
 def size_of(event: Visible) -> int:
@@ -48,32 +51,63 @@ class Recording:
 
     def __init__(self, cache: "ResultCache", key: Key) -> None:
         self.key = key
-        self.events: list[Visible] = []
         self.bytes = 0
+        """About how much memory it is counted for; `_held` is what it has."""
+        self._held = 0
+        self._parts: list[Visible | PackedTokens] = []
+        self._packing: PackedTokens | None = None
         self.ends_s = 0.0
         self._cache: ResultCache | None = cache
 
     def add(self, events: Sequence[Visible]) -> None:
         """Takes what was accepted next; with the terminal the answer is in the cache."""
-        if self._cache is None:
-            return
-        size, ended = 0, False
-        for event in events:  # once per token: one pass
-            size += size_of(event)
-            if type(event) is Tokens:
+        for event in events:
+            if self._cache is None:
+                return
+            if type(event) is Tokens and is_plain(event) and self._pack(event):
+                if self._held > self.bytes:
+                    self._cache.grow(self, max(GRAIN_BYTES, self._held - self.bytes))
                 continue
             if isinstance(event, Accepted | Started) and _is_not_for_keeping(event.info):
                 self.close()
                 return
-            ended = is_terminal(event)
-        self.events += events
-        self._cache.grow(self, size)
-        if ended and self._cache is not None:
-            self._cache.finish(self)
+            self._packing = None
+            self._parts.append(event)
+            self._held += size_of(event)
+            self._cache.grow(self, self._held - self.bytes)
+            if is_terminal(event) and self._cache is not None:
+                self._cache.finish(self)
+
+    def _pack(self, event: Tokens) -> bool:
+        """Tokens behind others are packed."""
+        packing, size = self._packing, 0
+        if packing is None or not (size := packing.add(event)):
+            if not (self._parts and type(self._parts[-1]) is Tokens):
+                return False  # the first, or the only one
+            packing = PackedTokens(event)
+            if not (size := packing.add(event)):
+                return False
+            size += PACKED_BYTES
+            self._packing = packing
+            self._parts.append(packing)
+        self._held += size
+        return True
+
+    def events(self) -> list[Visible]:
+        """All that was taken."""
+        found: list[Visible] = []
+        for part in self._parts:
+            found += part.events() if isinstance(part, PackedTokens) else (part,)
+        return found
 
     def detach(self) -> None:
         """Takes no more."""
         self._cache = None
+        self._packing = None
+
+    def clear(self) -> None:
+        """Lets go of what was taken."""
+        self._parts.clear()
 
     def close(self) -> None:
         """Lets go of an answer that has not come to its end. Idempotent."""
@@ -104,7 +138,7 @@ class ResultCache:
         self.prune()
         found = self._finished.get(key)
         self._metrics.result_cache.labels("miss" if found is None else "hit").inc()
-        return None if found is None else list(found.events)
+        return None if found is None else found.events()
 
     def record(self, key: Key) -> Recording | None:
         """Begins an answer; None if it is here, or on its way, already."""
@@ -114,7 +148,7 @@ class ResultCache:
         return recording
 
     def grow(self, recording: Recording, size: int) -> None:
-        """Counts what a recording took; the oldest answers, at last itself, make room for it."""
+        """Counts what a recording took more; the oldest answers, at last itself, make room for it."""
         recording.bytes += size
         self._bytes += size
         while self._bytes > self._limits.result_cache_bytes and self._finished:
@@ -135,7 +169,7 @@ class ResultCache:
         """Forgets an answer on its way."""
         if self._recordings.pop(recording.key, None) is not None:
             recording.detach()
-            recording.events = []
+            recording.clear()
             self._bytes -= recording.bytes
 
     def drop(self, key: Key) -> None:

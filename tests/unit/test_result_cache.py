@@ -9,7 +9,7 @@ from core.limits import Limits
 from core.stream import Visible
 from producer_api.result_cache import ResultCache, size_of
 from runtime.metrics import Metrics
-from schemas.replies import Accepted
+from schemas.replies import Accepted, TokenLogprob
 from schemas.requests import RESPONSES, RequestInfo, ResponseEcho
 from tests.fake_pipeline import finished, tokens
 
@@ -136,3 +136,26 @@ def test_larger_texts_and_schemas_take_more(place: Place) -> None:
     sizes = [size_of(Accepted(id="1", tenant="a", info=it)) for it in (small, large)]
     assert sizes[1] - sizes[0] > 2000
     assert size_of(tokens(1, text="x" * 1000)) - size_of(tokens(1)) > 1000
+
+
+def test_an_answer_of_many_pieces_is_found_as_it_was_and_takes_little(place: Place) -> None:
+    cache = place.cache(answers=1000)
+    recording = cache.record(("a", "1"))
+    assert recording is not None
+    logprobs = (TokenLogprob(token="x", logprob=-0.5),)
+    replace = msgspec.structs.replace
+    answer: list[Visible] = [
+        *(tokens(1, text=f"w{i} ", seq=i) for i in range(300)),
+        tokens(0, text="half a character: \u00e9\U0001f600", seq=300),
+        tokens(5, text="five", seq=300),
+        *(tokens(2, text="other", seq=seq, choice=choice) for seq in (0, 2) for choice in (1, 2)),
+        replace(tokens(1, text="x", seq=305), logprobs=logprobs),
+        replace(tokens(1, text="id", seq=306), token_ids=(1 << 70,)),
+        *(replace(tokens(1, text="again ", seq=307 + i), epoch=9) for i in range(3)),
+        tokens(1, text="end", seq=310, end=True),
+        finished(311),
+    ]
+    for event in answer:
+        recording.add([event])
+    assert cache.get(("a", "1")) == answer
+    assert place.bytes() < sum(map(size_of, answer)) / 8
