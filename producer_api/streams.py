@@ -49,8 +49,7 @@ class Source(Protocol):
 class Sink(Protocol):
     """Takes tokens at once, for whoever waits in `ReplyStream.next` (`direct.Direct`)."""
 
-    ready: Callable[[], bool]
-
+    def ready(self) -> bool: ...
     def take(self, events: Sequence[Visible]) -> None: ...
 
 

@@ -13,7 +13,7 @@ from core.limits import DEFAULT_LIMITS, Limits
 from core.stream import Visible, is_terminal
 from producer_api.app import make_app
 from producer_api.auth import ApiKeys
-from producer_api.streams import ClientGone
+from producer_api.streams import ClientGone, Sink
 from producer_api.submission import Draft, IdempotencyKey, Snapshot, Submission, snapshot_of
 from producer_api.worker_directory import ModelEntry
 from runtime.metrics import Metrics
@@ -65,6 +65,9 @@ class FakeStream:
             fresh.append(event)
             self.ended = self.ended or is_terminal(event)
         return fresh
+
+    def hand_over_to(self, sink: Sink) -> None:
+        """Everything is given by `next` here."""
 
     async def close(self) -> None:
         self.closed = True
