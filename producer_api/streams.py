@@ -271,6 +271,7 @@ class ReplyStream:
         """Lets go of mailbox, log and recording. Idempotent."""
         if self._mailbox is not None:
             self._mailbox.close()
+            self._mailbox.hand_over = None  # it leads back here, and the collector runs rarely
         if self._on_close is not None:
             self._on_close()
             self._on_close = None
