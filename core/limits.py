@@ -125,6 +125,9 @@ class Limits:
         "bytes of memory, about: answers kept, and those on their way, per API replica",
         least=0,
     )
+    result_cache_answer_bytes: int = _bound(
+        8 * 1024 * 1024, "bytes of memory, about, that one kept answer takes while it is read"
+    )
     deleted_ids: int = _bound(100_000, "requests deleted within the retention of an answer")
     tickets: int = _bound(100_000, "tickets used within their life")
     mailbox_events: int = _bound(1024, "events of one stream not yet sent")

@@ -154,21 +154,19 @@ class Answering:
 
     async def _next(self, direct: Direct | None) -> list[Visible]:
         """The next events; [] if the client has been sent nothing for the time of a heartbeat."""
-        silent_s = time.monotonic()
+        loop_time = asyncio.get_running_loop().time
+        silent_s = loop_time()
         while True:
-            now_s = time.monotonic()
-            left_s = self._until_s - now_s
+            left_s = self._until_s - time.monotonic()
             if left_s <= 0:
                 raise Refusal("deadline_exceeded", "The request's time ran out.")
-            quiet_s = silent_s + self._limits.heartbeat_seconds - now_s
+            if direct is not None:
+                silent_s = max(silent_s, direct.written_s)
+            quiet_s = silent_s + self._limits.heartbeat_seconds - loop_time()
             if quiet_s <= 0:
                 return []
-            written = direct.written if direct is not None else 0
-            events = await self._stream.next(min(left_s, quiet_s, WAIT_SLICE_SECONDS))
-            if events:
+            if events := await self._stream.next(min(left_s, quiet_s, WAIT_SLICE_SECONDS)):
                 return events
-            if direct is not None and direct.written != written:
-                silent_s = time.monotonic()
 
     async def _end(self) -> None:
         """The stream was sent to its end, or its client has left before."""

@@ -70,12 +70,16 @@ class BoundedHttp(HttpToolsProtocol):
         """The first head is awaited from now on."""
         super().connection_made(transport)
         self._taking = Taking(transport, self.limits.stalled_seconds, self.metrics)
+        self._cycles: list[Any] = []  # of the requests taken that are not answered yet
         self._extensions = {EXTENSION: Pieces(transport, self.flow)}
         self._await_rest("head")
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Nothing is awaited any more."""
+        """Nothing is awaited any more. uvicorn tells only the newest request that its client is gone."""
         self._await_rest(None)
+        for cycle in self._cycles:
+            cycle.disconnected = cycle.disconnected or not cycle.response_complete
+            cycle.message_event.set()
         self._taking.stop()
         super().connection_lost(exc)
 
@@ -159,6 +163,8 @@ class BoundedHttp(HttpToolsProtocol):
         self._upgrade = self.parser.should_upgrade()
         if not self._surplus:
             super().on_headers_complete()
+            self._cycles = [it for it in self._cycles if not it.response_complete]
+            self._cycles.append(self.cycle)
             self.cycle.keep_alive = self.cycle.keep_alive and not self._upgrade
 
     def on_body(self, body: bytes) -> None:

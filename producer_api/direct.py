@@ -40,10 +40,11 @@ class Pieces:
 
 
 class Direct:
-    """What a stream hands events to while its task waits. `written` counts the pieces."""
+    """What a stream hands events to while its task waits. `written_s`: the loop's time of the last."""
 
     def __init__(self, renderer: Renderer, pieces: Pieces) -> None:
-        self.written = 0
+        self.written_s = 0.0
+        self._time = asyncio.get_running_loop().time
         self._renderer = renderer
         self._pieces = pieces
         self.ready = pieces.ready  # asked for each batch of events: no step between
@@ -52,7 +53,7 @@ class Direct:
         """Writes them at once."""
         if data := self._renderer.render(events):
             self._pieces.write(data)
-            self.written += 1
+            self.written_s = self._time()
 
 
 def pieces_of(scope: Mapping[str, Any]) -> Pieces | None:

@@ -28,14 +28,15 @@ class PackedTokens:
     """
 
     def __init__(self, first: Tokens) -> None:
-        self._first = first
+        # not the event: its ids and its text are packed as well
+        self._common = (first.id, first.tenant, first.q, first.offset, first.epoch)
         self._begins: dict[int, int] = {}
         self._data = bytearray()
 
     def add(self, event: Tokens) -> int:
         """Takes a plain event; about how many bytes that took, 0: it does not belong here."""
         ids, choice = event.token_ids, event.choice
-        if event.epoch != self._first.epoch:
+        if event.epoch != self._common[-1]:
             return 0
         text = event.text.encode("utf-8", "surrogatepass")
         try:
@@ -56,7 +57,8 @@ class PackedTokens:
 
     def events(self) -> Iterator[Tokens]:
         """All that was taken, equal to what it was."""
-        first, seqs, data = self._first, dict(self._begins), bytes(self._data)
+        request_id, tenant, q, offset, epoch = self._common
+        seqs, data = dict(self._begins), bytes(self._data)
         at = 0
         while at < len(data):
             count, choice, length = _HEAD.unpack_from(data, at)
@@ -64,11 +66,11 @@ class PackedTokens:
             seq = seqs[choice]
             seqs[choice] = seq + count
             yield Tokens(
-                id=first.id,
-                tenant=first.tenant,
-                q=first.q,
-                offset=first.offset,
-                epoch=first.epoch,
+                id=request_id,
+                tenant=tenant,
+                q=q,
+                offset=offset,
+                epoch=epoch,
                 seq=seq,
                 token_ids=struct.unpack_from(f"<{count}q", data, at + _HEAD.size),
                 text=data[text_at : text_at + length].decode("utf-8", "surrogatepass"),

@@ -4,9 +4,11 @@ What it keeps is what the reader's rule accepted, up to the terminal, so it is w
 read back. It is bounded in bytes and in time, and keyed by tenant and id.
 """
 
+import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from itertools import islice
 
 from core.limits import Limits
 from core.stream import Key, Visible, is_terminal
@@ -19,6 +21,10 @@ EVENT_BYTES = 512
 """About what an event takes with its id, tenant, origin and containers."""
 TOKEN_BYTES = 40
 LOGPROB_BYTES = 256
+UNPACKED_AT_ONCE = 1_000
+"""Events: about a millisecond of the loop."""
+UNPACKED_TIMES = 5
+"""Ids and texts that are packed take so many times as much in events: eight bytes are forty."""
 GRAIN_BYTES = 512
 """Packed tokens are counted by so much at a time, before they have taken it."""
 
@@ -54,6 +60,7 @@ class Recording:
         self.bytes = 0
         """About how much memory it is counted for; `_held` is what it has."""
         self._held = 0
+        self._unpacked = 0  # about how much memory it takes when it is read
         self._parts: list[Visible | PackedTokens] = []
         self._packing: PackedTokens | None = None
         self.ends_s = 0.0
@@ -64,6 +71,9 @@ class Recording:
         for event in events:
             if self._cache is None:
                 return
+            if self._unpacked > self._cache.answer_bytes:
+                self.close()  # each of its readers would fill so much memory
+                return
             if type(event) is Tokens and is_plain(event) and self._pack(event):
                 if self._held > self.bytes:
                     self._cache.grow(self, max(GRAIN_BYTES, self._held - self.bytes))
@@ -73,7 +83,9 @@ class Recording:
                 return
             self._packing = None
             self._parts.append(event)
-            self._held += size_of(event)
+            size = size_of(event)
+            self._unpacked += size
+            self._held += size
             self._cache.grow(self, self._held - self.bytes)
             if is_terminal(event) and self._cache is not None:
                 self._cache.finish(self)
@@ -91,13 +103,20 @@ class Recording:
             self._packing = packing
             self._parts.append(packing)
         self._held += size
+        self._unpacked += EVENT_BYTES + UNPACKED_TIMES * size
         return True
 
-    def events(self) -> list[Visible]:
-        """All that was taken."""
+    async def events(self) -> list[Visible]:
+        """All that was taken; others have turns between."""
         found: list[Visible] = []
-        for part in self._parts:
-            found += part.events() if isinstance(part, PackedTokens) else (part,)
+        for part in list(self._parts):
+            if isinstance(part, PackedTokens):
+                unpacked = part.events()
+                while some := list(islice(unpacked, UNPACKED_AT_ONCE)):
+                    found += some
+                    await asyncio.sleep(0)
+            else:
+                found.append(part)
         return found
 
     def detach(self) -> None:
@@ -121,6 +140,7 @@ class ResultCache:
     def __init__(
         self, limits: Limits, metrics: Metrics, now_s: Callable[[], float] = time.monotonic
     ) -> None:
+        self.answer_bytes = limits.result_cache_answer_bytes
         self._limits = limits
         self._metrics = metrics
         self._now_s = now_s
@@ -133,12 +153,12 @@ class ResultCache:
         """How many answers are kept."""
         return len(self._finished)
 
-    def get(self, key: Key) -> list[Visible] | None:
+    async def get(self, key: Key) -> list[Visible] | None:
         """The whole answer, or None: read it from the log."""
         self.prune()
         found = self._finished.get(key)
         self._metrics.result_cache.labels("miss" if found is None else "hit").inc()
-        return None if found is None else found.events()
+        return None if found is None else await found.events()
 
     def record(self, key: Key) -> Recording | None:
         """Begins an answer; None if it is here, or on its way, already."""

@@ -98,7 +98,7 @@ class Retrieval:
             raise unavailable() from error
         if self._control.is_deleted(key):
             raise Deleted
-        return self._cache.get(key)
+        return await self._cache.get(key)
 
     async def catch_up(self, stream: ReplyStream) -> Snapshot:
         """Reads a stream up to the end of the log as it is now. Raises Refusal."""

@@ -272,6 +272,7 @@ class ReplyStream:
         if self._mailbox is not None:
             self._mailbox.close()
             self._mailbox.hand_over = None  # it leads back here, and the collector runs rarely
+        self._sink = None
         if self._on_close is not None:
             self._on_close()
             self._on_close = None

@@ -146,3 +146,24 @@ async def test_a_client_that_leaves_is_noticed_once(written: list[int]) -> None:
         pipeline.say(seq, "more ")
         assert len(written) == before
     assert len(pipeline.cancelled) == 1
+
+
+async def test_a_client_that_leaves_with_a_request_behind_is_noticed_by_what_is_written(
+    written: list[int],
+) -> None:
+    """Nothing is read of a connection whose next request waits: only a write meets its end."""
+    pipeline = Fed()
+    async with serving(pipeline) as server, asyncio.timeout(20):
+        _, writer = await begun(pipeline, server.port)
+        writer.write(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+        await asyncio.sleep(0.1)
+        writer.transport.abort()
+        seq = 1
+        while not pipeline.cancelled:
+            pipeline.say(seq, "more ")
+            seq += 1
+            await asyncio.sleep(0.005)
+        before = len(written)
+        pipeline.say(seq, "more ")
+        assert len(written) == before
+    assert len(pipeline.cancelled) == 1

@@ -1,6 +1,8 @@
 """Tokens that go from the tail's turn straight to the socket: what may, in which order, and what if it fails."""
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Sequence
 
 import pytest
@@ -83,7 +85,7 @@ async def test_tokens_pass_whoever_waits_and_the_end_wakes_him() -> None:
     assert await waiting == end
     assert way.sink.taken == pieces
     # and the answer that is kept is whole
-    assert way.cache.get(KEY) == [tokens(1, text="first"), *pieces, *end]
+    assert await way.cache.get(KEY) == [tokens(1, text="first"), *pieces, *end]
     await way.stream.close()
 
 
@@ -202,3 +204,18 @@ def test_a_piece_is_one_chunk_and_nothing_is_written_to_who_cannot_take_it() -> 
     assert not pieces.ready()
     here.write_paused, here.closing = False, True
     assert not pieces.ready()
+
+
+async def test_a_stream_that_was_closed_is_freed_at_once() -> None:
+    """The collector of cycles runs rarely (`runtime/garbage.py`)."""
+    gc.disable()
+    try:
+        way = Way()
+        (await way.begin()).cancel()
+        await way.stream.close()
+        left = weakref.ref(way.stream)
+        del way
+        await asyncio.sleep(0)
+        assert left() is None
+    finally:
+        gc.enable()

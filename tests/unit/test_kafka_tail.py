@@ -10,6 +10,7 @@ import pytest_asyncio
 from aiokafka import TopicPartition
 from aiokafka.errors import NodeNotReadyError
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
+from aiokafka.record.util import calc_crc32c_py
 
 from topics.kafka.fetch_protocol import Fetched, FetchRequest
 from topics.kafka.tail import KafkaTail
@@ -259,3 +260,46 @@ async def test_damage_is_met_again_behind_what_is_whole(
     assert tail.position(A) == 1
     assert await tail.read(1.0) == []
     assert tail.rebuilds == 1
+
+
+async def test_whatever_is_wrong_with_a_record_those_before_it_are_read(
+    tail: KafkaTail, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    builder = DefaultRecordBatchBuilder(2, 0, 0, -1, -1, -1, 1 << 20)
+    builder.append(0, 1, None, b"2", [("name", b"")])
+    odd = bytes(builder.build()).replace(
+        b"name", b"n\xffme"
+    )  # no UTF-8, as some client may write it
+    odd = odd[:17] + struct.pack(">I", calc_crc32c_py(odd[21:])) + odd[21:]
+    odd = struct.pack(">q", 2) + odd[8:]
+
+    def answer(_: int, partition: Partition, at: int) -> Fetched | None:
+        whole = data_of(0, b"0", b"1") if at == 0 else b""
+        return Fetched(A, 0, whole + odd) if partition == A else None
+
+    monkeypatch.setattr(cluster, "_answer", answer)
+    assert await values(tail, 2) == [b"0", b"1"]
+    assert tail.position(A) == 2
+    began_s = asyncio.get_running_loop().time()
+    assert await tail.read(1.0) == []
+    assert tail.rebuilds == 1
+    assert asyncio.get_running_loop().time() - began_s > 0.1  # it may be met again and again
+
+
+async def test_a_read_ends_when_the_tail_is_closed(tail: KafkaTail) -> None:
+    reading = asyncio.create_task(tail.read(30.0))
+    await asyncio.sleep(0.01)
+    await tail.close()
+    assert await asyncio.wait_for(reading, 1.0) == []
+    assert await tail.read(0.01) == []
+    assert tail.rebuilds == 0
+
+
+async def test_a_read_that_does_not_wait_lets_others_work(
+    tail: KafkaTail, cluster: Cluster
+) -> None:
+    cluster.put(A, b"0")
+    for _ in range(10):
+        if records := await tail.read(0):
+            break
+    assert [it.value for it in records] == [b"0"]

@@ -1,5 +1,7 @@
 """Answers kept in memory: bounded in bytes and in time, never another tenant's, never a deleted one."""
 
+import asyncio
+import tracemalloc
 from dataclasses import dataclass, field
 
 import msgspec
@@ -44,16 +46,16 @@ def keep(cache: ResultCache, name: str, tenant: str = "a") -> None:
     recording.close()
 
 
-def test_what_was_seen_to_the_end_is_found_for_its_tenant_alone(place: Place) -> None:
+async def test_what_was_seen_to_the_end_is_found_for_its_tenant_alone(place: Place) -> None:
     cache = place.cache()
     keep(cache, "1")
-    assert cache.get(("a", "1")) == ANSWER
-    assert cache.get(("b", "1")) is None
+    assert await cache.get(("a", "1")) == ANSWER
+    assert await cache.get(("b", "1")) is None
     lookups = place.metrics.result_cache
     assert [lookups.labels(it)._value.get() for it in ("hit", "miss")] == [1, 1]
 
 
-def test_what_was_not_seen_to_the_end_is_forgotten(place: Place) -> None:
+async def test_what_was_not_seen_to_the_end_is_forgotten(place: Place) -> None:
     cache = place.cache()
     recording = cache.record(("a", "1"))
     assert recording is not None
@@ -61,28 +63,28 @@ def test_what_was_not_seen_to_the_end_is_forgotten(place: Place) -> None:
     assert place.bytes() > 0
     recording.close()
     recording.add(ANSWER[1:])
-    assert (cache.get(("a", "1")), place.bytes()) == (None, 0)
+    assert (await cache.get(("a", "1")), place.bytes()) == (None, 0)
 
 
-def test_after_its_time_an_answer_is_gone(place: Place) -> None:
+async def test_after_its_time_an_answer_is_gone(place: Place) -> None:
     cache = place.cache(seconds=300)
     keep(cache, "1")
     place.now_s = 299.9
-    assert cache.get(("a", "1")) == ANSWER
+    assert await cache.get(("a", "1")) == ANSWER
     place.now_s = 300.0
-    assert (cache.get(("a", "1")), place.bytes()) == (None, 0)
+    assert (await cache.get(("a", "1")), place.bytes()) == (None, 0)
 
 
-def test_bytes_are_bounded_and_the_oldest_goes_first(place: Place) -> None:
+async def test_bytes_are_bounded_and_the_oldest_goes_first(place: Place) -> None:
     cache = place.cache(answers=3)
     for number in range(20):
         keep(cache, str(number))
         assert place.bytes() <= 3 * SIZE
-    assert [number for number in range(20) if cache.get(("a", str(number)))] == [17, 18, 19]
+    assert [number for number in range(20) if await cache.get(("a", str(number)))] == [17, 18, 19]
     assert place.metrics.result_cache_evictions.labels("bytes")._value.get() == 17
 
 
-def test_answers_on_their_way_count_and_one_too_large_is_not_kept(place: Place) -> None:
+async def test_answers_on_their_way_count_and_one_too_large_is_not_kept(place: Place) -> None:
     cache = place.cache(answers=2)
     keep(cache, "small")
     recording = cache.record(("a", "large"))
@@ -91,10 +93,10 @@ def test_answers_on_their_way_count_and_one_too_large_is_not_kept(place: Place) 
         recording.add([tokens(1, text="x", seq=seq)])
         assert place.bytes() <= 2 * SIZE
     recording.add([finished(100)])
-    assert (cache.get(("a", "large")), place.bytes()) == (None, 0)
+    assert (await cache.get(("a", "large")), place.bytes()) == (None, 0)
 
 
-def test_one_answer_is_recorded_once(place: Place) -> None:
+async def test_one_answer_is_recorded_once(place: Place) -> None:
     cache = place.cache()
     first = cache.record(("a", "1"))
     assert first is not None
@@ -104,7 +106,7 @@ def test_one_answer_is_recorded_once(place: Place) -> None:
     assert len(cache) == 1
 
 
-def test_a_deletion_takes_what_is_kept_and_what_is_on_its_way(place: Place) -> None:
+async def test_a_deletion_takes_what_is_kept_and_what_is_on_its_way(place: Place) -> None:
     cache = place.cache()
     keep(cache, "1")
     recording = cache.record(("a", "2"))
@@ -113,11 +115,11 @@ def test_a_deletion_takes_what_is_kept_and_what_is_on_its_way(place: Place) -> N
     for name in ("1", "2", "unknown"):
         cache.drop(("a", name))
     recording.add(ANSWER[1:])
-    assert [cache.get(("a", name)) for name in ("1", "2")] == [None, None]
+    assert [await cache.get(("a", name)) for name in ("1", "2")] == [None, None]
     assert place.bytes() == 0
 
 
-def test_what_was_not_to_be_stored_is_not_kept(place: Place) -> None:
+async def test_what_was_not_to_be_stored_is_not_kept(place: Place) -> None:
     echo = ResponseEcho(store=False)
     info = RequestInfo(endpoint=RESPONSES, model="m", tier="standard", response=echo)
     for kept, about in ((False, info), (True, msgspec.structs.replace(info, response=None))):
@@ -126,10 +128,10 @@ def test_what_was_not_to_be_stored_is_not_kept(place: Place) -> None:
         assert recording is not None
         recording.add([Accepted(id="1", tenant="a", info=about)])
         recording.add(ANSWER)
-        assert (cache.get(("a", "1")) is not None) == kept
+        assert (await cache.get(("a", "1")) is not None) == kept
 
 
-def test_larger_texts_and_schemas_take_more(place: Place) -> None:
+async def test_larger_texts_and_schemas_take_more(place: Place) -> None:
     small = RequestInfo(endpoint=RESPONSES, model="m", tier="standard")
     echo = ResponseEcho(instructions="x" * 1000, text_format={"schema": {"a" * 1000: 1}})
     large = msgspec.structs.replace(small, response=echo)
@@ -138,7 +140,7 @@ def test_larger_texts_and_schemas_take_more(place: Place) -> None:
     assert size_of(tokens(1, text="x" * 1000)) - size_of(tokens(1)) > 1000
 
 
-def test_an_answer_of_many_pieces_is_found_as_it_was_and_takes_little(place: Place) -> None:
+async def test_an_answer_of_many_pieces_is_found_as_it_was_and_takes_little(place: Place) -> None:
     cache = place.cache(answers=1000)
     recording = cache.record(("a", "1"))
     assert recording is not None
@@ -157,5 +159,50 @@ def test_an_answer_of_many_pieces_is_found_as_it_was_and_takes_little(place: Pla
     ]
     for event in answer:
         recording.add([event])
-    assert cache.get(("a", "1")) == answer
+    assert await cache.get(("a", "1")) == answer
     assert place.bytes() < sum(map(size_of, answer)) / 8
+
+
+async def test_an_answer_too_large_to_be_read_at_once_is_left_to_the_log(place: Place) -> None:
+    limits = Limits(result_cache_answer_bytes=100_000)
+    for count, kept in ((100, True), (1000, False)):
+        cache = ResultCache(limits, place.metrics)
+        recording = cache.record(("a", "1"))
+        assert recording is not None
+        for seq in range(count):
+            recording.add([tokens(1, text="word", seq=seq)])
+        recording.add([finished(count)])
+        found = await cache.get(("a", "1"))
+        assert (found is not None) == kept
+        assert (place.bytes() > 0) == kept
+
+
+async def test_others_have_turns_while_a_long_answer_is_read(place: Place) -> None:
+    cache = place.cache(answers=1000)
+    recording = cache.record(("a", "1"))
+    assert recording is not None
+    answer: list[Visible] = [tokens(1, text="word", seq=seq) for seq in range(5000)]
+    recording.add([*answer, finished(5000)])
+    reading = asyncio.create_task(cache.get(("a", "1")))
+    turns = 0
+    while not reading.done():
+        await asyncio.sleep(0)
+        turns += 1
+    assert turns >= 5
+    assert await reading == [*answer, finished(5000)]
+
+
+async def test_what_is_counted_is_about_what_is_held(place: Place) -> None:
+    cache = place.cache(answers=10_000)
+    recording = cache.record(("a", "1"))
+    assert recording is not None
+    sizes = [1, 3000, *[1] * 300]
+    seqs = [sum(sizes[:index]) for index in range(len(sizes))]
+    tracemalloc.start()
+    try:
+        for seq, count in zip(seqs, sizes, strict=True):
+            recording.add([tokens(count, seq=seq, text="é" * 4 * count)])
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert 0.7 < place.bytes() / held < 1.4

@@ -147,7 +147,9 @@ class FetchedRecords:
         while batches.has_next():
             batch = batches.next_batch()
             if not batch.validate_crc():
-                raise CorruptRecordException(f"{self.partition}: wrong checksum at {self.next_offset}")
+                raise CorruptRecordException(
+                    f"{self.partition}: wrong checksum at {self.next_offset}"
+                )
             if not batch.is_control_batch:
                 for it in batch:
                     if it.offset >= first:  # a batch may begin before what was asked for

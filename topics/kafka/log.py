@@ -13,7 +13,7 @@ from topics.kafka.member import KafkaMember
 from topics.kafka.partitioning import partition_of
 from topics.kafka.reading import OpenConsumer
 from topics.kafka.security import Security
-from topics.kafka.tail import KafkaTail, TailClient
+from topics.kafka.tail import FETCH_WAIT_MS, KafkaTail, TailClient
 from topics.ports import (
     AssignedHook,
     Committed,
@@ -113,7 +113,7 @@ class KafkaLog:
         client = TailClient(
             topics,
             **self._arguments,
-            request_timeout_ms=int(seconds * 1000),
+            request_timeout_ms=int(seconds * 1000) + FETCH_WAIT_MS,
             metadata_max_age_ms=TAIL_METADATA_MS,
         )
         await started(client, "connecting a reader", seconds)

@@ -67,6 +67,7 @@ class KafkaTail:
         on_rebuild: OnRebuild,
     ) -> None:
         self.rebuilds = 0
+        self._closed = False
         self._client: TailClient | None = client
         self._open_client = open_client
         self._opening: asyncio.Task[TailClient] | None = None
@@ -87,7 +88,7 @@ class KafkaTail:
         self._fetched.clear()
         self._failure = None
         if self._client is not None:
-            self._client.client.set_topics({it.topic for it in positions})
+            self._client.client.set_topics(self._topics())
 
     def position(self, partition: Partition) -> int:
         return self._positions[partition]
@@ -97,16 +98,15 @@ class KafkaTail:
         client = await self._ready_client(max_wait_seconds)
         if client is None:
             return []
-        if self._fetched:
-            await asyncio.sleep(
-                0
-            )  # a reader that is never out of records must not starve the others
+        if self._fetched or max_wait_seconds <= 0:
+            await asyncio.sleep(0)  # a reader that never waits must not starve the others
         try:
             records = await self._next(client, until_s, max_records)
         except (OffsetOutOfRange, LogError):
             raise
         except Exception as error:  # noqa: BLE001  whatever it was, a new client may do better
             self._rebuild("died", describe(error))
+            await asyncio.sleep(max(0.0, min(RETRY_SECONDS, until_s - self._loop.time())))
             return []
         if not records and self._progress.check(self._positions, self._loop.time()):
             self._rebuild("stuck", "records are there and do not come")
@@ -114,6 +114,8 @@ class KafkaTail:
 
     async def _next(self, client: TailClient, until_s: float, most: int) -> list[Record]:
         while True:
+            if self._closed:
+                return []
             records = self._take(most)
             retry_s = self._fetch_more(client)
             if records:
@@ -132,8 +134,8 @@ class KafkaTail:
             more = False
             try:
                 more = part.take(records, most - len(records))
-            except KafkaError:
-                if not records:  # else they are met again at the next fetch
+            except Exception:
+                if not records:  # else the same is met again at the next fetch
                     raise
             finally:
                 # at the end of all: who was served asks last, so that none is starved by the others
@@ -255,21 +257,29 @@ class KafkaTail:
         """The client, None if a new one could not be had within the wait."""
         if self._client is not None:
             return self._client
-        if self._opening is None:
-            topics = {it.topic for it in self._positions}
-            self._opening = in_background(self._open_client(topics))
-        await asyncio.wait({self._opening}, timeout=max_wait_seconds)
-        if not self._opening.done():
+        if self._closed:
             return None
-        opening, self._opening = self._opening, None
+        if self._opening is None:
+            self._opening = in_background(self._open_client(self._topics()))
+        opening = self._opening
+        await asyncio.wait({opening}, timeout=max_wait_seconds)
+        if not opening.done() or self._opening is not opening:
+            return None
+        self._opening = None
         if isinstance(opening.exception(), LogError):
             await asyncio.sleep(min(RETRY_SECONDS, max_wait_seconds))
             return None
         self._client = opening.result()
+        self._client.client.set_topics(self._topics())  # of what was assigned meanwhile, too
         return self._client
 
+    def _topics(self) -> set[str]:
+        return {it.topic for it in self._positions}
+
     async def close(self) -> None:
+        self._closed = True
         self._waiting.close()
+        self._waiting.wake()
         await self._progress.close()
         if self._opening is not None:
             opening, self._opening = self._opening, None
