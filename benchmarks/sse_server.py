@@ -18,6 +18,7 @@ from core.limits import DEFAULT_LIMITS
 from producer_api import answers
 from producer_api.app import listen, make_app
 from producer_api.auth import ApiKeys
+from producer_api.bounded_http import bounded_http
 from producer_api.mailbox import Mailbox
 from producer_api.streams import ReplyStream, Source
 from producer_api.submission import Draft, Submission
@@ -124,11 +125,14 @@ class FedPipeline:
 
 
 async def serve(kind: str, port: int, key: str) -> None:
+    metrics = Metrics()
+    http: Any = bounded_http(DEFAULT_LIMITS, metrics)
     if kind == "sse-starlette":
         vars(answers)["EventStream"] = TheirStream
+        http = "httptools"  # under which nothing passes the response
     pipeline = FedPipeline()
-    app = make_app(pipeline, ApiKeys({key: "a"}), DEFAULT_LIMITS, Metrics())  # type: ignore[arg-type]
-    config = uvicorn.Config(app, http="httptools", lifespan="off", log_config=None)
+    app = make_app(pipeline, ApiKeys({key: "a"}), DEFAULT_LIMITS, metrics)  # type: ignore[arg-type]
+    config = uvicorn.Config(app, http=http, lifespan="off", log_config=None)
     config.access_log = False
     ticking = asyncio.create_task(pipeline.tick())
     await uvicorn.Server(config).serve([listen("127.0.0.1", port)])
