@@ -29,7 +29,7 @@ class Mailbox(Waiting):
         if self.overflowed:
             return False
         self.add(event)
-        if self._bytes > self._bytes_max or len(self._events) > self._events_max:
+        if self.is_full:
             self.overflow()
             return False
         return True

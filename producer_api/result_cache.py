@@ -60,7 +60,8 @@ class Recording:
         self.bytes = 0
         """About how much memory it is counted for; `_held` is what it has."""
         self._held = 0
-        self._unpacked = 0  # about how much memory it takes when it is read
+        self.unpacked_bytes = 0
+        """About how much memory each of its readers takes."""
         self._parts: list[Visible | PackedTokens] = []
         self._packing: PackedTokens | None = None
         self.ends_s = 0.0
@@ -70,9 +71,6 @@ class Recording:
         """Takes what was accepted next; with the terminal the answer is in the cache."""
         for event in events:
             if self._cache is None:
-                return
-            if self._unpacked > self._cache.answer_bytes:
-                self.close()  # each of its readers would fill so much memory
                 return
             if type(event) is Tokens and is_plain(event) and self._pack(event):
                 if self._held > self.bytes:
@@ -84,7 +82,7 @@ class Recording:
             self._packing = None
             self._parts.append(event)
             size = size_of(event)
-            self._unpacked += size
+            self.unpacked_bytes += size
             self._held += size
             self._cache.grow(self, self._held - self.bytes)
             if is_terminal(event) and self._cache is not None:
@@ -103,7 +101,7 @@ class Recording:
             self._packing = packing
             self._parts.append(packing)
         self._held += size
-        self._unpacked += EVENT_BYTES + UNPACKED_TIMES * size
+        self.unpacked_bytes += EVENT_BYTES + UNPACKED_TIMES * size
         return True
 
     async def events(self) -> list[Visible]:
@@ -140,7 +138,6 @@ class ResultCache:
     def __init__(
         self, limits: Limits, metrics: Metrics, now_s: Callable[[], float] = time.monotonic
     ) -> None:
-        self.answer_bytes = limits.result_cache_answer_bytes
         self._limits = limits
         self._metrics = metrics
         self._now_s = now_s
@@ -173,7 +170,8 @@ class ResultCache:
         self._bytes += size
         while self._bytes > self._limits.result_cache_bytes and self._finished:
             self._evict("bytes")
-        if self._bytes > self._limits.result_cache_bytes:
+        too_large = recording.unpacked_bytes > self._limits.result_cache_answer_bytes
+        if too_large or self._bytes > self._limits.result_cache_bytes:
             self._metrics.result_cache_evictions.labels("bytes").inc()
             self.discard(recording)
 

@@ -2,15 +2,18 @@
 
 import asyncio
 import json
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from producer_api import direct
+from producer_api.event_stream import HEARTBEAT
 from producer_api.mailbox import Mailbox
 from producer_api.streams import ReplyStream
-from producer_api.submission import Draft, IdempotencyKey, Submission
+from producer_api.submission import Draft, Submission
 from tests.fake_pipeline import KEY, MODEL, REQUEST_ID, FakePipeline, finished, tokens
-from tests.integration.test_slow_clients import serving
+from tests.integration.test_slow_clients import LIMITS, serving
 
 BODY = json.dumps(
     {"model": MODEL, "stream": True, "messages": [{"role": "user", "content": "hello"}]}
@@ -24,14 +27,8 @@ HEAD = (
 class Fed(FakePipeline):
     """Its streams are real, and fed through their mailboxes."""
 
-    async def submit(
-        self,
-        draft: Draft,
-        *,
-        idempotency: IdempotencyKey | None = None,
-        traceparent: str | None = None,
-    ) -> Submission:
-        del draft, idempotency, traceparent
+    async def submit(self, draft: Draft, **_: Any) -> Submission:
+        del draft
         self.box = Mailbox(("a", REQUEST_ID), 1024, 256 * 1024)
         self.stream = ReplyStream(
             self.box.key,
@@ -131,11 +128,15 @@ async def test_a_client_that_reads_nothing_holds_no_more_than_before(written: li
     assert len(pipeline.cancelled) == 1
 
 
-async def test_a_client_that_leaves_is_noticed_once(written: list[int]) -> None:
+@pytest.mark.parametrize("behind", [b"", b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n"])
+async def test_a_client_that_leaves_is_noticed_once(written: list[int], behind: bytes) -> None:
+    """Nothing is read of a connection whose next request waits: there only a write meets its end."""
     pipeline = Fed()
     async with serving(pipeline) as server, asyncio.timeout(20):
         _, writer = await begun(pipeline, server.port)
+        writer.write(behind)
         pipeline.say(1, "t1 ")
+        await asyncio.sleep(0.1)
         writer.transport.abort()
         seq = 2
         while not pipeline.cancelled:
@@ -148,22 +149,15 @@ async def test_a_client_that_leaves_is_noticed_once(written: list[int]) -> None:
     assert len(pipeline.cancelled) == 1
 
 
-async def test_a_client_that_leaves_with_a_request_behind_is_noticed_by_what_is_written(
-    written: list[int],
-) -> None:
-    """Nothing is read of a connection whose next request waits: only a write meets its end."""
+async def test_a_heartbeat_follows_silence_and_no_token(written: list[int]) -> None:
     pipeline = Fed()
-    async with serving(pipeline) as server, asyncio.timeout(20):
-        _, writer = await begun(pipeline, server.port)
-        writer.write(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
-        await asyncio.sleep(0.1)
-        writer.transport.abort()
-        seq = 1
-        while not pipeline.cancelled:
-            pipeline.say(seq, "more ")
-            seq += 1
-            await asyncio.sleep(0.005)
-        before = len(written)
-        pipeline.say(seq, "more ")
-        assert len(written) == before
-    assert len(pipeline.cancelled) == 1
+    limits = replace(LIMITS, heartbeat_seconds=0.5)
+    async with serving(pipeline, limits) as server, asyncio.timeout(20):
+        reader, writer = await begun(pipeline, server.port)
+        for seq in range(1, 31):  # for three times as long as a silence may last
+            pipeline.say(seq, f"t{seq} ")
+            await asyncio.sleep(0.05)
+        assert HEARTBEAT not in await reader.readuntil(b"t30 ")
+        await reader.readuntil(HEARTBEAT)
+        writer.close()
+    assert len(written) == 30

@@ -39,6 +39,7 @@ class Cluster:
         self.unauthorized_topics: set[str] = set()
         self.asked: list[tuple[int, dict[Partition, int]]] = []
         self.updates = 0
+        self.topics: set[str] = set()
         self.cluster = self
         self._conns: dict[Any, Any] = {}
         self._md_update_fut: asyncio.Future[bool] | None = None
@@ -53,7 +54,7 @@ class Cluster:
         return self.known.get(Partition(*tp))
 
     def set_topics(self, topics: Iterable[str]) -> None:
-        assert set(topics) <= {"t"}
+        self.topics = set(topics)
 
     def force_metadata_update(self) -> None:
         self.updates += 1
@@ -223,8 +224,9 @@ async def test_what_was_fetched_for_other_positions_is_dropped(
     reading = asyncio.create_task(tail.read(0.05))
     await asyncio.sleep(0.01)  # a fetch is under way
     tail.assign({A: 1})
-    await reading
-    assert await values(tail, 2) == [b"1", b"2"]
+    cluster.put(A, b"3")  # what it brings lies behind what is wanted now
+    found = [it.value for it in await reading]
+    assert found + await values(tail, 3 - len(found)) == [b"1", b"2", b"3"]
 
 
 async def test_refusals_are_told_and_do_not_end_the_tail(tail: KafkaTail, cluster: Cluster) -> None:
@@ -303,3 +305,47 @@ async def test_a_read_that_does_not_wait_lets_others_work(
         if records := await tail.read(0):
             break
     assert [it.value for it in records] == [b"0"]
+
+
+async def test_two_leaders_that_both_answer_are_heard_once(
+    tail: KafkaTail, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A leader moves while the former one still has an answer on its way."""
+
+    def answer(_: int, partition: Partition, at: int) -> Fetched | None:
+        found = cluster.logs[partition][at:]
+        return Fetched(partition, 0, data_of(at, *found)) if found else None
+
+    monkeypatch.setattr(cluster, "_answer", answer)
+    assert await tail.read(0.01) == []
+    cluster.known = {A: 2, B: 1}
+    assert await tail.read(0.01) == []
+    assert [(node, A in offsets) for node, offsets in cluster.asked] == [(1, True), (2, True)]
+    cluster.put(A, b"0", b"1")
+    await asyncio.sleep(0.02)  # both have answered, nobody has read
+    assert await values(tail, 2) == [b"0", b"1"]
+    assert await tail.read(0.02) == []
+
+
+async def test_what_is_assigned_while_a_client_is_made_anew_is_known_to_it() -> None:
+    opened, old, new = asyncio.Event(), Cluster(), Cluster()
+
+    async def open_client(_: Iterable[str]) -> Any:
+        await opened.wait()
+        return Client(new)
+
+    async def ends(_: Any) -> dict[Partition, int]:
+        return {}
+
+    client: Any = Client(old)
+    tail = KafkaTail(client, open_client, ends, {A: 0}, lambda *_: None)
+    old._sync_task.cancel()
+    assert await tail.read(0.01) == []
+    assert tail.rebuilds == 1
+    assert await tail.read(0.01) == []
+    other = Partition("other", 0)
+    tail.assign({A: 0, other: 0})
+    opened.set()
+    await tail.read(0.01)
+    assert new.topics == {"t", "other"}
+    await tail.close()

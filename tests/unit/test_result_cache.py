@@ -154,8 +154,9 @@ async def test_an_answer_of_many_pieces_is_found_as_it_was_and_takes_little(plac
         replace(tokens(1, text="x", seq=305), logprobs=logprobs),
         replace(tokens(1, text="id", seq=306), token_ids=(1 << 70,)),
         *(replace(tokens(1, text="again ", seq=307 + i), epoch=9) for i in range(3)),
-        tokens(1, text="end", seq=310, end=True),
-        finished(311),
+        *(replace(tokens(1, text="once more ", seq=310 + i), epoch=12) for i in range(3)),
+        tokens(1, text="end", seq=313, end=True),
+        finished(314),
     ]
     for event in answer:
         recording.add([event])
@@ -175,6 +176,7 @@ async def test_an_answer_too_large_to_be_read_at_once_is_left_to_the_log(place: 
         found = await cache.get(("a", "1"))
         assert (found is not None) == kept
         assert (place.bytes() > 0) == kept
+    assert place.metrics.result_cache_evictions.labels("bytes")._value.get() == 1
 
 
 async def test_others_have_turns_while_a_long_answer_is_read(place: Place) -> None:

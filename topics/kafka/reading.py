@@ -130,8 +130,8 @@ class Progress:
             await cancelled({self._asking})
 
 
-async def end_opening(opening: "asyncio.Task[AIOKafkaConsumer]") -> None:
-    """Ends a consumer that is being opened, or was opened and not fetched yet."""
+async def end_opening(opening: "asyncio.Task[Any]") -> None:
+    """Ends a client that is being opened, or was opened and not fetched yet."""
     await cancelled({opening})
     if opening.done() and not opening.cancelled() and opening.exception() is None:
         await ended(opening.result())

@@ -26,7 +26,7 @@ from topics.kafka.clients import (
     in_background,
 )
 from topics.kafka.fetch_protocol import Fetched, FetchedRecords, FetchRequest
-from topics.kafka.reading import RETRY_SECONDS, AskEnds, Progress
+from topics.kafka.reading import RETRY_SECONDS, AskEnds, Progress, end_opening
 from topics.ports import LogError, OffsetOutOfRange, Partition, Record
 
 FETCH_WAIT_MS = 1000
@@ -283,8 +283,6 @@ class KafkaTail:
         await self._progress.close()
         if self._opening is not None:
             opening, self._opening = self._opening, None
-            await cancelled({opening})
-            if opening.done() and not opening.cancelled() and opening.exception() is None:
-                await ended(opening.result())
+            await end_opening(opening)
         client, self._client = self._client, None
         await self._end(client, self._drop_fetches())
