@@ -23,6 +23,7 @@ from core.errors import Refusal
 from core.limits import DEFAULT_LIMITS, Limits
 from producer_api.direct import EXTENSION, Pieces
 from producer_api.error_responses import error_response
+from producer_api.joined_writes import JoinedWrites
 from producer_api.taking import Taking
 from runtime.metrics import Metrics
 
@@ -165,6 +166,9 @@ class BoundedHttp(HttpToolsProtocol):
             super().on_headers_complete()
             self._cycles = [it for it in self._cycles if not it.response_complete]
             self._cycles.append(self.cycle)
+            if self.scope["method"] != "HEAD":  # which has nothing behind its head
+                writes: Any = JoinedWrites(self.transport, self.loop)
+                self.cycle.transport = writes
             self.cycle.keep_alive = self.cycle.keep_alive and not self._upgrade
 
     def on_body(self, body: bytes) -> None:

@@ -66,15 +66,17 @@ def context_of(http: HttpRequest) -> ApiContext:
     return context
 
 
-async def read_draft(http: HttpRequest, endpoint: Endpoint, context: ApiContext) -> Incoming:
+def read_draft(http: HttpRequest, endpoint: Endpoint, context: ApiContext) -> Incoming:
     """Reads and checks everything before a record is written. Raises Refusal."""
-    data = await _read_json(http, context)
-    return _incoming(http, endpoint, data, context)
+    headers = _headers(http)
+    data = _json_of(http, headers, context)
+    return _incoming(http, headers, endpoint, data, context)
 
 
-async def read_background(http: HttpRequest, context: ApiContext) -> Incoming:
+def read_background(http: HttpRequest, context: ApiContext) -> Incoming:
     """Reads `{"endpoint": …, "body": {…}}`."""
-    data = await _read_json(http, context)
+    headers = _headers(http)
+    data = _json_of(http, headers, context)
     unknown = set(data) - {"endpoint", "body"}
     if unknown:
         name = min(unknown)[:64]
@@ -88,47 +90,63 @@ async def read_background(http: HttpRequest, context: ApiContext) -> Incoming:
         )
     if not isinstance(body, dict):
         raise Refusal("invalid_request", "'body' must be an object.", param="body")
-    return _incoming(http, endpoint, body, context)
+    return _incoming(http, headers, endpoint, body, context)
 
 
-async def _read_json(http: HttpRequest, context: ApiContext) -> dict[str, Any]:
-    kind, _, rest = http.headers.get("content-type", "application/json").lower().partition(";")
-    charset = rest.strip().removeprefix("charset=").strip('"')
-    if kind.strip() != "application/json" or charset not in ("", "utf-8", "utf8"):
-        raise Refusal("unsupported_media_type", "Send the body as application/json, in UTF-8.")
-    if http.headers.get("content-encoding", "identity").lower() != "identity":
+def _headers(http: HttpRequest) -> dict[bytes, bytes]:
+    """By their lower-case names; of those that came twice, the first."""
+    return dict(reversed(http.scope["headers"]))
+
+
+def _text(headers: dict[bytes, bytes], name: bytes) -> str | None:
+    value = headers.get(name)
+    return None if value is None else value.decode("latin-1")
+
+
+def _json_of(http: HttpRequest, headers: dict[bytes, bytes], context: ApiContext) -> dict[str, Any]:
+    content_type = headers.get(b"content-type", b"application/json").lower()
+    if content_type != b"application/json":
+        kind, _, rest = content_type.decode("latin-1").partition(";")
+        charset = rest.strip().removeprefix("charset=").strip('"')
+        if kind.strip() != "application/json" or charset not in ("", "utf-8", "utf8"):
+            raise Refusal("unsupported_media_type", "Send the body as application/json, in UTF-8.")
+    if headers.get(b"content-encoding", b"identity").lower() != b"identity":
         raise Refusal("unsupported_media_type", "Send the body without a content encoding.")
-    return parse_json(await http.body(), context.limits)
+    return parse_json(http.scope["body"], context.limits)
 
 
 def _incoming(
-    http: HttpRequest, endpoint: Endpoint, data: dict[str, Any], context: ApiContext
+    http: HttpRequest,
+    headers: dict[bytes, bytes],
+    endpoint: Endpoint,
+    data: dict[str, Any],
+    context: ApiContext,
 ) -> Incoming:
     if endpoint == RESPONSES:
         parsed = parse_response_request(data, context.limits)
     else:
         parsed = parse_request(endpoint, data, context.limits)
-    prefer = http.headers.get("prefer", "")
-    wishes = {it.strip().lower() for it in re.split(r"[,;]", prefer)}
+    prefer = _text(headers, b"prefer")
+    wishes = {it.strip().lower() for it in re.split(r"[,;]", prefer)} if prefer else set()
     draft = Draft(
         tenant=http.scope["tenant"],
         tier=parsed.tier,
         model=parsed.model,
         endpoint=endpoint,
         body=parsed.body,
-        deadlines=_deadlines(http.headers.get("inferlog-timeout"), context.limits),
+        deadlines=_deadlines(_text(headers, b"inferlog-timeout"), context.limits),
         stream=parsed.stream,
         include_usage=parsed.include_usage,
         arrived_s=http.scope.get("arrived_s"),
         response=parsed.echo,
     )
     context.pipeline.check_model(parsed.model)
-    key = _idempotency_key(http.headers.get("idempotency-key"), context.limits)
+    key = _idempotency_key(_text(headers, b"idempotency-key"), context.limits)
     idempotency = None
     if key is not None:
         print_of_it = fingerprint(endpoint, data)
         idempotency = IdempotencyKey(key, print_of_it, "inferlog=attach" in wishes)
-    traceparent = http.headers.get("traceparent")
+    traceparent = _text(headers, b"traceparent")
     if traceparent is not None and not _TRACEPARENT.fullmatch(traceparent):
         traceparent = None  # W3C: an invalid one is as none
     return Incoming(draft, idempotency, "inferlog=resumable" in wishes, traceparent)

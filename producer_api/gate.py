@@ -15,6 +15,7 @@ from core.limits import Limits
 from producer_api.auth import ApiKeys
 from producer_api.error_responses import error_response
 from producer_api.tickets import TicketAdmission
+from runtime.in_time import in_time
 from runtime.metrics import Metrics
 
 Message = MutableMapping[str, Any]
@@ -30,7 +31,7 @@ class ClientLeft(Exception):
 
 
 class Gate:
-    """Pure ASGI; `scope["tenant"]` is who speaks."""
+    """Pure ASGI; `scope["tenant"]` is who speaks, `scope["body"]` what was sent."""
 
     def __init__(
         self,
@@ -64,7 +65,7 @@ class Gate:
             headers = self._check_headers(scope)
             if scope["path"] not in OPEN_PATHS:
                 scope["tenant"] = await self._authenticate(scope, headers)
-            body = await self._receive_body(headers, receive)
+            body = scope["body"] = await self._receive_body(headers, receive)
             scope["arrived_s"] = asyncio.get_running_loop().time()
         except Refusal as refusal:
             self._metrics.refused.labels(refusal.code).inc()
@@ -100,32 +101,37 @@ class Gate:
         return tenant
 
     async def _receive_body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
-        most = self._limits.body_bytes
-        refusal = Refusal("request_too_large", f"A request body may have at most {most} bytes.")
         declared = headers.get(b"content-length", b"0")
-        if declared.isdigit() and int(declared) > most:
-            raise refusal
+        if declared.isdigit() and int(declared) > self._limits.body_bytes:
+            raise self._too_large()
         if declared == b"0" and b"transfer-encoding" not in headers:
             return b""
-        parts: list[bytes] = []
-        size = 0
+        until_s = asyncio.get_running_loop().time() + self._limits.receive_seconds
         try:
-            async with asyncio.timeout(self._limits.receive_seconds):
-                while True:
-                    message = await receive()
-                    if message["type"] == "http.disconnect":
-                        raise ClientLeft
-                    parts.append(message.get("body", b""))
-                    size += len(parts[-1])
-                    if size > most:
-                        raise refusal
-                    if not message.get("more_body"):
-                        return b"".join(parts)
+            return await in_time(until_s, self._receive_parts(receive))
         except TimeoutError:
             raise Refusal(
                 "request_timeout",
                 f"The request was not received within {self._limits.receive_seconds} s.",
             ) from None
+
+    async def _receive_parts(self, receive: Receive) -> bytes:
+        parts: list[bytes] = []
+        size = 0
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ClientLeft
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+            if size > self._limits.body_bytes:
+                raise self._too_large()
+            if not message.get("more_body"):
+                return b"".join(parts)
+
+    def _too_large(self) -> Refusal:
+        text = f"A request body may have at most {self._limits.body_bytes} bytes."
+        return Refusal("request_too_large", text)
 
 
 def _noting(send: Send, scope: MutableMapping[str, Any], metrics: Metrics) -> Send:

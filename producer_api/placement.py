@@ -1,6 +1,5 @@
 """Where a request goes: its id with its reply partition, its request partition and record key."""
 
-import asyncio
 import secrets
 import zlib
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ from producer_api.publisher import unavailable
 from producer_api.submission import Draft
 from producer_api.worker_directory import WorkerDirectory
 from runtime.clock import BrokerClock
+from runtime.in_time import in_time
 from schemas.ids import RANDOM_BITS, make_request_id, parse_request_id
 from schemas.requests import Body
 from topics.catalogue import request_topic
@@ -59,8 +59,7 @@ class Placement:
         key = f"{draft.tenant}:{prefix_bucket(draft.body)}".encode()
         topic = request_topic(self._directory.check(draft.model).pool, draft.tier)
         try:
-            async with asyncio.timeout_at(until_s):
-                await self._log.partition_count(topic)
+            await in_time(until_s, self._log.partition_count(topic))
         except (LogError, TimeoutError) as error:
             raise unavailable() from error
         return Partition(topic, self._log.partition_of_key(topic, key)), key

@@ -47,7 +47,7 @@ async def completions(http: HttpRequest) -> Response:
 async def complete(http: HttpRequest, endpoint: Endpoint) -> Response:
     """Submits, then answers in the form that was asked for."""
     context = context_of(http)
-    incoming = await read_draft(http, endpoint, context)
+    incoming = read_draft(http, endpoint, context)
     submission = await context.pipeline.submit(
         incoming.draft, idempotency=incoming.idempotency, traceparent=incoming.traceparent
     )

@@ -45,7 +45,7 @@ _BODY = {
 async def create(http: HttpRequest) -> Response:
     """Accepts a request durably and returns its id at once."""
     context = context_of(http)
-    incoming = await read_background(http, context)
+    incoming = read_background(http, context)
     submission = await context.pipeline.submit(
         incoming.draft, idempotency=incoming.idempotency, traceparent=incoming.traceparent
     )

@@ -1,0 +1,121 @@
+"""A bound in time for what is mostly there at once."""
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+import pytest
+
+from runtime.in_time import in_time
+
+
+class Timers:
+    """Counts those that are set."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count = 0
+        loop = asyncio.get_running_loop()
+        call_at = loop.call_at
+
+        def counted(*args: Any, **kwargs: Any) -> asyncio.TimerHandle:
+            self.count += 1
+            return call_at(*args, **kwargs)
+
+        monkeypatch.setattr(loop, "call_at", counted)
+
+
+def within(seconds: float, coroutine: Coroutine[Any, Any, Any]) -> Coroutine[Any, Any, Any]:
+    return in_time(asyncio.get_running_loop().time() + seconds, coroutine)
+
+
+async def test_what_is_there_sets_no_timer(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def known() -> int:
+        return 7
+
+    timers = Timers(monkeypatch)
+    assert await within(1.0, known()) == 7
+    assert timers.count == 0
+
+
+async def test_what_waits_is_given_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = asyncio.get_running_loop()
+
+    async def asked() -> list[int]:
+        said = []
+        for number in range(3):  # several waits: each answer goes where it belongs
+            answer: asyncio.Future[int] = loop.create_future()
+            loop.call_soon(answer.set_result, number)
+            said.append(await answer)
+            await asyncio.sleep(0)
+        return said
+
+    timers = Timers(monkeypatch)
+    assert await within(1.0, asked()) == [0, 1, 2]
+    assert timers.count == 1
+
+
+async def test_what_waits_too_long_is_cancelled() -> None:
+    ended = []
+
+    async def never() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append("yes")
+
+    with pytest.raises(TimeoutError):
+        await within(0.01, never())
+    assert ended == ["yes"]
+
+
+async def test_a_time_that_is_past_ends_what_waits_and_not_what_is_there() -> None:
+    async def known() -> int:
+        return 7
+
+    assert await within(-1.0, known()) == 7
+    with pytest.raises(TimeoutError):
+        await within(-1.0, asyncio.sleep(1.0))
+
+
+async def test_errors_pass_at_once_and_later() -> None:
+    async def at_once() -> None:
+        raise ValueError("at once")
+
+    async def later() -> None:
+        await asyncio.sleep(0)
+        raise ValueError("later")
+
+    for coroutine, text in ((at_once(), "at once"), (later(), "later")):
+        with pytest.raises(ValueError, match=text):
+            await within(1.0, coroutine)
+
+
+async def test_a_failed_answer_is_thrown_where_it_is_waited_for() -> None:
+    answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    async def asked() -> str:
+        try:
+            await answer
+        except ConnectionError:
+            return "noticed"
+        return "not noticed"
+
+    asyncio.get_running_loop().call_soon(answer.set_exception, ConnectionError("gone"))
+    assert await within(1.0, asked()) == "noticed"
+
+
+async def test_a_cancel_reaches_what_waits_and_is_no_timeout() -> None:
+    ended = []
+
+    async def never() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append("yes")
+
+    task = asyncio.create_task(within(10.0, never()))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert ended == ["yes"]
