@@ -68,6 +68,7 @@ class TierConsumer:
         self._commits = Commits(self, log, host, session_timeout_seconds)
         self._loops: list[asyncio.Task[None]] = []
         self._reading = True
+        self._leaving = False
         self._started_first = StartedFirst(self.owned)
 
     async def start(self) -> list[asyncio.Task[None]]:
@@ -94,6 +95,8 @@ class TierConsumer:
         await self._stop_owning()
 
     async def _on_assigned(self, qs: frozenset[Partition]) -> None:
+        if self._leaving:
+            return  # a rebalance beside the last commit: to take over now would end a peer's epochs
         self._host.count("rebalance")
         self.assigned = qs
         self._wanted_since_s = asyncio.get_running_loop().time()
@@ -289,6 +292,7 @@ class TierConsumer:
 
     async def close(self) -> None:
         """Commits once more, then leaves the group."""
+        self._leaving = True
         for task in self._loops:
             task.cancel()
         await asyncio.gather(*self._loops, return_exceptions=True)
