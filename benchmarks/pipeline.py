@@ -6,7 +6,7 @@ Three stacks, one after the other, differ in the pace of the engine:
   of 16 tokens, 64 clients each; and one idle stream's time to first token, against the engine called
   directly and against a bare round trip through the same broker.
 - `paced`: every stream gets 100 tokens/s, one by one: what a streamed token costs, 64 and 256 streams.
-- `flat_out`: 2,000 tokens/s asked for each of 64 streams: what there is to be had.
+- `flat_out`: 2,000 tokens/s asked for each of 64 and 1,000 streams: what there is to be had.
 
 Rounds of all cases of a stack are interleaved. CPU is user and system time from process accounting.
 """
@@ -56,7 +56,10 @@ PACED = {
     "paced_64": Case(kind="streamed", requests=128, clients=64, tokens=300),
     "paced_256": Case(kind="streamed", requests=256, clients=256, tokens=300),
 }
-FLAT_OUT = {"flat_out_64": Case(kind="streamed", requests=128, clients=64, tokens=1000)}
+FLAT_OUT = {
+    "flat_out_64": Case(kind="streamed", requests=128, clients=64, tokens=1000),
+    "flat_out_1000": Case(kind="streamed", requests=1000, clients=1000, tokens=300),
+}
 STACKS: dict[str, tuple[dict[str, Case], tuple[str, ...]]] = {
     "at_once": (AT_ONCE, ("slots=1024",)),
     "paced": (PACED, ("slots=1024", "tokens_per_second=100")),

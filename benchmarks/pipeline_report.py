@@ -20,6 +20,7 @@ TOKEN_ROWS = (
     ("tokens per CPU-second of the worker", "tokens_per_worker_cpu_second", 0),
     ("reply records per token", "reply_records_per_token", 4),
 )
+TOKEN_CASES = ("paced_64", "paced_256", "flat_out_64", "flat_out_1000")
 
 
 def _cases(figures: Mapping[str, Any], names: list[str], rows: Any, heads: list[str]) -> str:
@@ -73,9 +74,11 @@ def show_pipeline(figures: Mapping[str, Any]) -> str:
         parts.append(_cases(at_once, names, REQUEST_ROWS, heads))
         parts.append(_first_tokens(at_once["first_token_seconds"]))
     streams: dict[str, Any] = {**figures.get("paced", {}), **figures.get("flat_out", {})}
-    names = [it for it in ("paced_64", "paced_256", "flat_out_64") if it in streams]
+    names = [it for it in TOKEN_CASES if it in streams]
     if names:
-        heads = [f"{it.rpartition('_')[0]}, {it.rpartition('_')[2]} streams" for it in names]
+        heads = [
+            f"{it.rpartition('_')[0]}, {int(it.rpartition('_')[2]):,} streams" for it in names
+        ]
         parts.append(_cases(streams, names, TOKEN_ROWS, [it.replace("_", " ") for it in heads]))
     rows = []
     for name, found in figures.items():

@@ -50,6 +50,12 @@ def _tokens(streams: int) -> Callable[[Figures], str]:
     return show
 
 
+def _tokens_flat_out(figures: Figures) -> str:
+    flat_out = figures["flat_out"]
+    cases = [flat_out[f"flat_out_{streams}"] for streams in (64, 1000)]
+    return ", ".join(spread([it["tokens_per_api_cpu_second"] for it in case]) for case in cases)
+
+
 def _gateway(figures: Figures) -> str:
     return spread(figures["ratios"]["buffered"]["same_work"], 1)
 
@@ -99,13 +105,26 @@ ROWS: Sequence[tuple[str, str, str, str, Callable[[Figures], str]]] = (
     ("API + worker, CPU-µs per whole answer", "≤ 500", "≤ 150", "pipeline", _request),
     ("accepting a request, CPU-µs of the API", "≤ 200", "≤ 70", "pipeline", _accept),
     (
-        "tokens per CPU-second of the API, 64 streams",
+        "tokens per CPU-second of the API, as fast as there are any: 64, 1,000 streams",
+        "≥ 60,000",
+        "≥ 200,000",
+        "pipeline",
+        _tokens_flat_out,
+    ),
+    (
+        "the same, 64 streams of 100 tokens/s: each token is a write of its own",
         "≥ 60,000",
         "≥ 200,000",
         "open_streams",
         _tokens(64),
     ),
-    ("the same, 1,000 streams", "≥ 60,000", "≥ 200,000", "open_streams", _tokens(1_000)),
+    (
+        "the same, 1,000 streams of 10 tokens/s",
+        "≥ 60,000",
+        "≥ 200,000",
+        "open_streams",
+        _tokens(1_000),
+    ),
     (
         "requests per CPU-second, ours / LiteLLM's proxy, same work on both sides",
         "≥ 10",
