@@ -76,9 +76,7 @@ def show_pipeline(figures: Mapping[str, Any]) -> str:
     streams: dict[str, Any] = {**figures.get("paced", {}), **figures.get("flat_out", {})}
     names = [it for it in TOKEN_CASES if it in streams]
     if names:
-        heads = [
-            f"{it.rpartition('_')[0]}, {int(it.rpartition('_')[2]):,} streams" for it in names
-        ]
+        heads = [f"{it.rpartition('_')[0]}, {int(it.rpartition('_')[2]):,} streams" for it in names]
         parts.append(_cases(streams, names, TOKEN_ROWS, [it.replace("_", " ") for it in heads]))
     rows = []
     for name, found in figures.items():
