@@ -53,7 +53,7 @@ demo: setup ## Everything at once: an answer, a small load, a worker killed in t
 up: setup ## Start Kafka, workers and the API (ARGS="--workers 2 --port 8000")
 	@$(BIN)/inferlog up --engine $(ENGINE) $(ARGS)
 
-bench: setup ## All benchmarks, quick (20 to 25 minutes) or FULL=1 (about 90; kept); ARGS="--only cancels"
+bench: setup ## All benchmarks, quick (20 to 25 minutes) or FULL=1 (about 70; kept); ARGS="--only cancels"
 	$(BIN)/python -m benchmarks $(if $(FULL),--full) $(ARGS)
 	$(if $(FULL),$(BIN)/python -m benchmarks.report)
 

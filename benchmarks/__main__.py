@@ -36,14 +36,14 @@ class Bench(NamedTuple):
 BENCHES = (
     Bench("pipeline", "pipeline", "--repeats 2", 2, 3),
     Bench("sse_response", "sse_response", "--repeats 2", 0.5, 1),
-    Bench("open_loop", "open_loop", "--repeats 1", 2, 7),
+    Bench("open_loop", "open_loop", "--repeats 1", 2, 6),
     Bench("open_streams", "open_streams", "--repeats 1", 3, 20),
-    Bench("cancels", "cancels", "--repeats 1", 1, 3),
-    Bench("replicas", "replicas", "--repeats 1", 2, 7),
-    Bench("late_followers", "late_followers", "--repeats 1 --lengths 2000 20000", 1, 7),
+    Bench("cancels", "cancels", "--repeats 1", 1, 2),
+    Bench("replicas", "replicas", "--repeats 1", 2, 5),
+    Bench("late_followers", "late_followers", "--repeats 1 --lengths 2000 20000", 1, 6),
     Bench("log_bytes", "log_bytes", "", 1, 1),
-    Bench("backlog", "backlog", "--repeats 1 --depths 1000 100000", 2, 18),
-    Bench("against_litellm", "litellm", "--repeats 2", 3, 6),
+    Bench("backlog", "backlog", "--repeats 1 --depths 1000 100000", 2, 5),
+    Bench("against_litellm", "litellm", "--repeats 2", 3, 3),
     Bench("against_vllm", "vllm_serve", "--repeats 1", 5, 20, needs_vllm=True),
 )
 

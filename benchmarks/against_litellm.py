@@ -15,6 +15,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -167,7 +168,7 @@ def added(by_way: Mapping[Name, Sequence[Repeat]]) -> dict[Name, list[float]]:
     }
 
 
-def run_rounds(bench: Bench, repeats: int) -> dict[str, dict[Name, list[Repeat]]]:
+def run_rounds(run: Run, bench: Bench, repeats: int) -> dict[str, dict[Name, list[Repeat]]]:
     """All ways and cases in turn, so that a slow minute of the machine meets all alike."""
     found: dict[str, dict[Name, list[Repeat]]]
     found = {case: {name: [] for name in WAYS} for case in CASES}
@@ -177,12 +178,12 @@ def run_rounds(bench: Bench, repeats: int) -> dict[str, dict[Name, list[Repeat]]
     for repeat in range(repeats):
         for name in reversed(WAYS) if repeat % 2 else WAYS:
             for case in CASES:
-                found[case][name].append(bench.measure(name, case))
-        print(f"round {repeat + 1} of {repeats}", flush=True)
+                what = f"{case}, {name}, {repeat + 1} of {repeats}"
+                found[case][name].append(run.once(what, partial(bench.measure, name, case)))
     return found
 
 
-def measure(repeats: int, requests: Mapping[Name, int]) -> dict[str, Any]:
+def measure(run: Run, repeats: int, requests: Mapping[Name, int]) -> dict[str, Any]:
     """Starts all, measures, ends all."""
     with (
         tempfile.TemporaryDirectory(prefix="inferlog-bench-") as data,
@@ -197,7 +198,7 @@ def measure(repeats: int, requests: Mapping[Name, int]) -> dict[str, Any]:
             "litellm": ThroughServers(proxy.key, proxy=proxy, upstream=plain),
             "plain": ThroughServers("none", service=plain),
         }
-        cases = run_rounds(Bench(ways, load, requests), repeats)
+        cases = run_rounds(run, Bench(ways, load, requests), repeats)
     return {
         "cases": cases,
         "ratios": {case: ratios(it["inferlog"], it["litellm"]) for case, it in cases.items()},
@@ -224,7 +225,7 @@ def main() -> None:
         "litellm_config": litellm_config(0, "sk-…"),
     }
     run = Run("litellm", settings)
-    figures = measure(words.repeats, requests)
+    figures = measure(run, words.repeats, requests)
     run.keep(figures)
     print(show_litellm(figures))
     for case, found in figures["ratios"].items():

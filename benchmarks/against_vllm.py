@@ -14,9 +14,10 @@ import argparse
 import secrets
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -142,18 +143,28 @@ def idle(arm: Arm) -> dict[str, float]:
     return {part: (after[part] - before[part]) / IDLE_SECONDS * 1e3 for part in after}
 
 
-def compare(bench: Bench, repeats: int, cases: Mapping[str, Load]) -> dict[str, Any]:
+def one_turn(
+    bench: Bench, name: str, numbers: Sequence[int], cases: Mapping[str, Load]
+) -> dict[str, Any]:
+    """Starts one of the two for these rounds; ends it."""
+    with running(name) as arm:
+        bench.measure(arm, WARM_UP, seed=0)
+        rounds = [bench.round(arm, number, cases) for number in numbers]
+        return {"rounds": rounds, "idle_cpu_ms_per_second": idle(arm), "command": arm.command}
+
+
+def compare(run: Run, bench: Bench, repeats: int, cases: Mapping[str, Load]) -> dict[str, Any]:
     """All rounds."""
     rounds: list[dict[str, dict[str, Any]]] = [{case: {} for case in cases} for _ in range(repeats)]
     at_rest: dict[str, dict[str, float]] = {}
     commands: dict[str, list[str]] = {}
     for name, numbers in turns(repeats):
-        with running(name) as arm:
-            bench.measure(arm, WARM_UP, seed=0)
-            for number in numbers:
-                for case, figures in bench.round(arm, number, cases).items():
-                    rounds[number][case][name] = figures
-            at_rest[name], commands[name] = idle(arm), arm.command
+        what = f"{name}, rounds {numbers[0] + 1} to {numbers[-1] + 1} of {repeats}"
+        turn = run.once(what, partial(one_turn, bench, name, numbers, cases))
+        for number, measured in zip(numbers, turn["rounds"], strict=True):
+            for case, figures in measured.items():
+                rounds[number][case][name] = figures
+        at_rest[name], commands[name] = turn["idle_cpu_ms_per_second"], turn["command"]
     return {"rounds": rounds, "idle_cpu_ms_per_second": at_rest, "commands": commands}
 
 
@@ -192,9 +203,10 @@ def main() -> None:
         tempfile.TemporaryDirectory(prefix="inferlog-bench-") as folder,
         VllmClient(Path(folder)) as client,
     ):
-        figures = compare(Bench(client, model), words.repeats, cases)
+        figures = compare(run, Bench(client, model), words.repeats, cases)
     print(show_vllm_serve(figures))
     if found := problems(figures["rounds"]):
+        run.forget()
         raise SystemExit("nothing is kept:\n" + "\n".join(found))
     run.keep(figures)
 

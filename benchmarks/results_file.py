@@ -139,6 +139,10 @@ class Run:
                 measured.append(self.once(what, partial(measure, case)))
         return measured
 
+    def forget(self) -> None:
+        """What was measured is not to be gone on from."""
+        self._unfinished.unlink(missing_ok=True)
+
     def keep(self, figures: Mapping[str, Any]) -> Path:
         """Writes `results/<name>.json`; the one before is in the history."""
         folder = Path(os.environ.get(KEPT_IN, RESULTS))
@@ -168,7 +172,7 @@ class Run:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{self._name}.json"
         path.write_text(json.dumps(kept, indent=1) + "\n")
-        self._unfinished.unlink(missing_ok=True)
+        self.forget()
         print(f"kept in {folder.name}/{path.name}")
         return path
 

@@ -11,6 +11,7 @@ import statistics
 import sys
 import tempfile
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 from benchmarks.load import LoadClient, Order
@@ -71,9 +72,12 @@ def main() -> None:
         for repeat in range(-1, repeats):
             for kind in KINDS if repeat % 2 else reversed(KINDS):
                 for case in CASES:
-                    found = measure(servers[kind], load, case)
-                    if repeat >= 0:  # the round before warms up
-                        figures[case][kind].append(found)
+                    one = partial(measure, servers[kind], load, case)
+                    if repeat < 0:  # this round warms up
+                        one()
+                        continue
+                    what = f"{case}, {kind}, {repeat + 1} of {repeats}"
+                    figures[case][kind].append(run.once(what, one))
     for case, by_kind in figures.items():
         for kind, found_of_kind in by_kind.items():
             values = [it["tokens_per_cpu_second"] for it in found_of_kind]

@@ -8,7 +8,10 @@ handler can forget to.
 import asyncio
 import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
+from functools import cache
 from typing import Any
+
+from prometheus_client import Counter
 
 from core.errors import Refusal
 from core.limits import Limits
@@ -47,13 +50,19 @@ class Gate:
         self._metrics = metrics
         self._tickets = tickets
 
+        @cache  # of our own routes, and the statuses that they give
+        def responses(route: str, status: int) -> Counter:
+            return metrics.http_responses.labels(route, str(status))
+
+        self._responses = responses
+
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Checks, receives, hands on."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         metrics = self._metrics
-        send = _noting(send, scope, metrics)
+        send = _noting(send, scope, self._responses)
         metrics.open_requests.inc()
         try:
             await self._pass(scope, receive, send)
@@ -74,7 +83,10 @@ class Gate:
             return
         except ClientLeft:
             return
-        await self._app(scope, _replay(body, receive), send)
+        try:
+            await self._app(scope, _replay(body, receive), send)
+        finally:
+            del scope["body"]  # a connection keeps its last scope for as long as it is idle
 
     def _check_headers(self, scope: MutableMapping[str, Any]) -> dict[bytes, bytes]:
         pairs = scope["headers"]
@@ -134,7 +146,9 @@ class Gate:
         return Refusal("request_too_large", text)
 
 
-def _noting(send: Send, scope: MutableMapping[str, Any], metrics: Metrics) -> Send:
+def _noting(
+    send: Send, scope: MutableMapping[str, Any], responses: Callable[[str, int], Counter]
+) -> Send:
     """Counts the answer and sees that it can be named; what follows its head passes as it is.
 
     It is counted by its route's pattern, never by its path: that may hold an id. Answers that belong
@@ -144,7 +158,7 @@ def _noting(send: Send, scope: MutableMapping[str, Any], metrics: Metrics) -> Se
     async def send_noted(message: Message) -> None:
         if message["type"] == "http.response.start":
             route = getattr(scope.get("route"), "path", "none")
-            metrics.http_responses.labels(route, str(message["status"])).inc()
+            responses(route, message["status"]).inc()
             headers = message.setdefault("headers", [])
             if not any(name.lower() == b"x-request-id" for name, _ in headers):
                 headers.append((b"x-request-id", str(uuid.uuid4()).encode()))

@@ -29,9 +29,9 @@ class JoinedWrites:
             self._loop.call_soon(self.flush)
 
     def flush(self) -> None:
-        """Sends what is kept. Idempotent."""
-        if self._head:
-            head, self._head = self._head, b""
+        """Sends what is kept, if anybody can get it. Idempotent."""
+        head, self._head = self._head, b""
+        if head and not self._transport.is_closing():
             self._transport.write(head)
 
     def close(self) -> None:

@@ -7,7 +7,7 @@ append the request and `Accepted` side by side → both acks → the stream.
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 
 from core.errors import InferlogError, Refusal
 from core.limits import Limits
@@ -57,6 +57,7 @@ class Pipeline:
         self._directory = WorkerDirectory(log, self._clock, limits)
         self._publisher = Publisher(log, self._clock, limits, metrics)
         self._timings = Timings(metrics)
+        self._count_accepted = cache(metrics.accepted.labels)  # of a few tiers and endpoints
         metrics.claims_live.set_function(lambda: len(self._claims.book))
         self._draining = asyncio.Event()
         self._retrieval = Retrieval(
@@ -123,8 +124,12 @@ class Pipeline:
         *,
         idempotency: IdempotencyKey | None = None,
         traceparent: str | None = None,
+        followed: bool = True,
     ) -> Submission:
-        """Accepts a request durably, or finds the one that holds its key. Raises Refusal."""
+        """Accepts a request durably, or finds the one that holds its key. Raises Refusal.
+
+        If nobody will read the answer here at once it is not `followed`: no mailbox is kept for it.
+        """
         if self._draining.is_set():
             raise Refusal("shutting_down", "This replica is going away.", retry_after_seconds=1)
         self._check_room()
@@ -132,7 +137,9 @@ class Pipeline:
         if idempotency is not None:
             return await self._keyed.submit(draft, idempotency, traceparent, until_s)
         request_id, place = self._placement.new_id(), await self._placement.place(draft, until_s)
-        return await self.publish(draft, request_id, place, traceparent, until_s, keyed=False)
+        return await self.publish(
+            draft, request_id, place, traceparent, until_s, keyed=False, followed=followed
+        )
 
     async def publish(
         self,
@@ -143,27 +150,33 @@ class Pipeline:
         until_s: float,
         *,
         keyed: bool,
+        followed: bool = True,
     ) -> Submission:
         """Opens a mailbox, then appends. Raises Refusal like `Publisher.publish`."""
         q, record_key = place
         request = draft.request(request_id, pool_of(q.topic))
         key: Key = (draft.tenant, request_id)
-        parts = parse_request_id(request_id)
-        box: Mailbox | None = None
-        new = self._placement.just_made(parts.time_ms)
-        if parts.reply_partition in self._router.home and new:
-            box = Mailbox(key, self.limits.mailbox_events, self.limits.mailbox_bytes)
-            self._router.watch(box)
-        stream = self._stream(key, box)
+        box = self._mailbox(key) if followed else None
+        on_close = self._count_stream(key, box)
+        stream = self._retrieval.stream(key, box, None if followed else [], on_close)
         try:
             await self._publisher.publish(request, q, record_key, traceparent, until_s, keyed=keyed)
         except BaseException:
             await stream.close()
             raise
-        self.metrics.accepted.labels(draft.tier, draft.endpoint).inc()
+        self._count_accepted(draft.tier, draft.endpoint).inc()
         if draft.arrived_s is not None:
             stream.timing = self._timings.accepted(draft.tier, draft.arrived_s)
         return Submission(request_id, "new", stream)
+
+    def _mailbox(self, key: Key) -> Mailbox | None:
+        parts = parse_request_id(key[1])
+        new = self._placement.just_made(parts.time_ms)
+        if parts.reply_partition not in self._router.home or not new:
+            return None
+        box = Mailbox(key, self.limits.mailbox_events, self.limits.mailbox_bytes)
+        self._router.watch(box)
+        return box
 
     def _check_room(self) -> None:
         if self._open_streams >= self.limits.open_streams:
@@ -172,9 +185,6 @@ class Pipeline:
             )
 
     # --- out
-
-    def _stream(self, key: Key, box: Mailbox | None) -> ReplyStream:
-        return self._retrieval.stream(key, box, on_close=self._count_stream(key, box))
 
     def _count_stream(self, key: Key, box: Mailbox | None = None) -> Callable[[], None]:
         self._open_streams += 1

@@ -1,6 +1,7 @@
 """A bound in time that costs nothing where nothing waits."""
 
 import asyncio
+import types
 from collections.abc import Coroutine, Generator
 from typing import Any, TypeVar
 
@@ -14,31 +15,26 @@ async def in_time(until_s: float, coroutine: Coroutine[Any, Any, _Result]) -> _R
     way of every request is nearly always there, and a timer costs more than to take it.
     """
     try:
-        waits_for = coroutine.send(None)
+        waits_for = [coroutine.send(None)]
     except StopIteration as done:
         result: _Result = done.value
     else:
         async with asyncio.timeout_at(until_s):
-            result = await _Rest(coroutine, waits_for)
+            result = await _go_on(coroutine, waits_for)
     return result
 
 
-class _Rest:
+@types.coroutine
+def _go_on(coroutine: Coroutine[Any, Any, Any], waits_for: list[Any]) -> Generator[Any, Any, Any]:
     """A coroutine that was begun: what it waits for, and all that follows."""
-
-    def __init__(self, coroutine: Coroutine[Any, Any, Any], waits_for: Any) -> None:
-        self._coroutine = coroutine
-        self._waits_for = waits_for
-
-    def __await__(self) -> Generator[Any, Any, Any]:
-        waits_for = self._waits_for
-        try:
-            while True:
-                try:
-                    sent = yield waits_for
-                except BaseException as error:  # noqa: BLE001  a cancel above all: it is the coroutine's
-                    waits_for = self._coroutine.throw(error)
-                else:
-                    waits_for = self._coroutine.send(sent)
-        except StopIteration as done:
-            return done.value
+    try:
+        while True:
+            try:
+                # kept nowhere: a future that fails would lead back here by its traceback
+                sent = yield waits_for.pop()
+            except BaseException as error:  # noqa: BLE001  a cancel above all: it is the coroutine's
+                waits_for.append(coroutine.throw(error))
+            else:
+                waits_for.append(coroutine.send(sent))
+    except StopIteration as done:
+        return done.value

@@ -6,6 +6,7 @@ can be started, so that the death is counted.
 """
 
 from datetime import UTC, datetime
+from functools import lru_cache
 
 Headers = tuple[tuple[str, bytes], ...]
 
@@ -23,15 +24,20 @@ _JSON = b"application/json"
 
 def cloud_event(kind: str, record_id: str, source: str, time_ms: int) -> Headers:
     """The CloudEvents attributes of a record of `kind` (such as `inferlog.request.v1`)."""
-    moment = datetime.fromtimestamp(time_ms / 1000, UTC).isoformat(timespec="milliseconds")
     return (
         ("ce_specversion", b"1.0"),
         ("ce_id", record_id.encode()),
         ("ce_type", kind.encode()),
         ("ce_source", source.encode()),
-        ("ce_time", moment.replace("+00:00", "Z").encode()),
+        ("ce_time", _moment(time_ms)),
         (CONTENT_TYPE, _JSON),
     )
+
+
+@lru_cache(maxsize=64)  # requests of one millisecond share it
+def _moment(time_ms: int) -> bytes:
+    moment = datetime.fromtimestamp(time_ms / 1000, UTC).isoformat(timespec="milliseconds")
+    return moment.replace("+00:00", "Z").encode()
 
 
 def request_headers(

@@ -141,6 +141,7 @@ class FakePipeline:
         *,
         idempotency: IdempotencyKey | None = None,
         traceparent: str | None = None,
+        followed: bool = True,
     ) -> Submission:
         if self.refusal is not None:
             raise self.refusal

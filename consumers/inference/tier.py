@@ -58,17 +58,14 @@ class TierConsumer:
         self._span_offsets = span_offsets
         self._skew_ms = skew_ms
         self.assigned: frozenset[Partition] = frozenset()
-        self.assignment_number = 0
-        self.paused_for_room = False
+        self.assignment_number, self.paused_for_room = 0, False
         self._wanted: set[Partition] = set()
         self._owning: asyncio.Task[None] | None = None
         self._epoch_ended = asyncio.Event()
-        self._wanted_since_s = 0.0
-        self.accepted_s = 0.0
+        self._wanted_since_s = self.accepted_s = 0.0
         self._commits = Commits(self, log, host, session_timeout_seconds)
         self._loops: list[asyncio.Task[None]] = []
-        self._reading = True
-        self._leaving = False
+        self._reading, self._leaving = True, False
         self._started_first = StartedFirst(self.owned)
 
     async def start(self) -> list[asyncio.Task[None]]:
@@ -237,7 +234,7 @@ class TierConsumer:
                 else:
                     self.member.resume(q for q in self.owned if self.may_read(q))
             try:
-                records = await self._read(room)
+                records = await self._read(self.member, room)
             except OffsetOutOfRange:
                 self.end_epochs("position off the log")  # acquiring again finds where to go on
                 continue
@@ -246,14 +243,13 @@ class TierConsumer:
             for record in records:
                 self._pick_up(record)
 
-    async def _read(self, room: int) -> list[Record]:
-        assert self.member is not None
+    async def _read(self, member: Member, room: int) -> list[Record]:
         if not self.paused_for_room:
-            return await self.member.read(max_wait_seconds=0.5, max_records=room)
+            return await member.read(max_wait_seconds=0.5, max_records=room)
         self.room_made.clear()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self.room_made.wait(), 0.2)
-        return await self.member.read(max_wait_seconds=0.0, max_records=1)
+        return await member.read(max_wait_seconds=0.0, max_records=1)
 
     def _pick_up(self, record: Record) -> None:
         q = Partition(record.topic, record.partition)

@@ -47,7 +47,10 @@ async def create(http: HttpRequest) -> Response:
     context = context_of(http)
     incoming = read_background(http, context)
     submission = await context.pipeline.submit(
-        incoming.draft, idempotency=incoming.idempotency, traceparent=incoming.traceparent
+        incoming.draft,
+        idempotency=incoming.idempotency,
+        traceparent=incoming.traceparent,
+        followed=False,
     )
     await submission.stream.close()
     request_id = submission.request_id

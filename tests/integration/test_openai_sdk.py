@@ -43,12 +43,15 @@ class Refusing(FakePipeline):
         *,
         idempotency: IdempotencyKey | None = None,
         traceparent: str | None = None,
+        followed: bool = True,
     ) -> Submission:
         self.asked += 1
         if self.refusals:
             raise self.refusals.pop(0)
         self.info = draft.request(REQUEST_ID, "default").info()
-        return await super().submit(draft, idempotency=idempotency, traceparent=traceparent)
+        return await super().submit(
+            draft, idempotency=idempotency, traceparent=traceparent, followed=followed
+        )
 
 
 class _Server(uvicorn.Server):

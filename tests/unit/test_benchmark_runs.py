@@ -2,11 +2,13 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import benchmarks.__main__ as house
-from benchmarks import results_file
+from benchmarks import against_vllm, results_file
+from benchmarks.against_vllm import WARM_UP
 from benchmarks.results_file import KEPT_IN, Run
 
 
@@ -45,6 +47,38 @@ def test_once_it_is_kept_the_next_run_begins_anew(folders: Path) -> None:
     assert kept["figures"] == {"a": 1}
     assert kept["machine"]["system_call_ns"] > 0
     assert Run("some", {}).once("a", lambda: 7) == 7
+
+
+def test_what_is_forgotten_is_measured_again() -> None:
+    run = Run("some", {})
+    run.once("a", lambda: 1)
+    run.forget()
+    assert Run("some", {}).once("a", lambda: 7) == 7
+
+
+def test_a_comparison_with_vllm_goes_on_behind_its_last_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    began: list[tuple[str, list[int]]] = []
+
+    def one_turn(_bench: Any, name: str, numbers: list[int], cases: Any) -> dict[str, Any]:
+        if len(began) == 1:
+            began.append(("cut off", numbers))
+            raise RuntimeError("cut off")
+        began.append((name, numbers))
+        rounds = [{case: {"of": f"{name} {number}"} for case in cases} for number in numbers]
+        return {"rounds": rounds, "idle_cpu_ms_per_second": {"api": 1.0}, "command": [name]}
+
+    monkeypatch.setattr(against_vllm, "one_turn", one_turn)
+    bench, cases = Any, dict.fromkeys(["c"], WARM_UP)
+    with pytest.raises(RuntimeError):
+        against_vllm.compare(Run("some", {}), bench, 3, cases)  # type: ignore[arg-type]
+    figures = against_vllm.compare(Run("some", {}), bench, 3, cases)  # type: ignore[arg-type]
+    assert [it[0] for it in began] == ["inferlog", "cut off", "vllm", "inferlog", "vllm"]
+    for number, cases_of_round in enumerate(figures["rounds"]):
+        assert cases_of_round["c"] == {
+            arm: {"of": f"{arm} {number}"} for arm in ("inferlog", "vllm")
+        }
 
 
 def test_cases_take_turns_and_the_last_of_a_round_begins_the_next() -> None:

@@ -1,6 +1,8 @@
 """A bound in time for what is mostly there at once."""
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Coroutine
 from typing import Any
 
@@ -119,3 +121,38 @@ async def test_a_cancel_reaches_what_waits_and_is_no_timeout() -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert ended == ["yes"]
+
+
+async def test_a_failed_answer_leaves_no_cycle_behind() -> None:
+    loop = asyncio.get_running_loop()
+    answers: list[asyncio.Future[int]] = [loop.create_future()]
+    seen = weakref.ref(answers[0])
+    loop.call_soon(answers[0].set_exception, ConnectionError("gone"))
+
+    async def asked() -> None:
+        await answers.pop()
+
+    gc.disable()
+    try:
+        with pytest.raises(ConnectionError):
+            await within(1.0, asked())
+        await asyncio.sleep(0)  # the loop holds it while it wakes us
+        assert seen() is None
+    finally:
+        gc.enable()
+
+
+async def test_limits_within_limits_end_by_the_nearer() -> None:
+    async def never() -> None:
+        await asyncio.Event().wait()
+
+    async def inner() -> str:
+        try:
+            await within(0.01, never())
+        except TimeoutError:
+            return "inner"
+        return "none"
+
+    assert await within(5.0, inner()) == "inner"
+    with pytest.raises(TimeoutError):
+        await within(0.01, within(5.0, never()))

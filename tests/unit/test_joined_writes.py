@@ -66,3 +66,12 @@ async def test_nothing_is_lost_by_closing() -> None:
     assert answer.is_closing()
     await asyncio.sleep(0)
     assert wire.writes == [b"head", b"closed"]
+
+
+async def test_what_nobody_can_get_is_let_go() -> None:
+    wire = Wire()
+    answer = joined(wire)
+    answer.write(b"head")
+    wire.close()
+    await asyncio.sleep(0)
+    assert wire.writes == [b"closed"]

@@ -8,8 +8,8 @@ import pytest
 from tests.memory_stack import MemoryStack
 
 
-def owning_tasks() -> list[str]:
-    return [it.get_name() for it in asyncio.all_tasks() if it.get_name().startswith("own-")]
+def owning_tasks(tier: str) -> list[str]:
+    return [name for it in asyncio.all_tasks() if (name := it.get_name()) == f"own-{tier}"]
 
 
 async def test_a_rebalance_beside_the_last_commit_begins_nothing(
@@ -17,7 +17,7 @@ async def test_a_rebalance_beside_the_last_commit_begins_nothing(
 ) -> None:
     stack = await MemoryStack().start()
     worker = await stack.worker()
-    assert owning_tasks()
+    assert all(owning_tasks(it.tier) for it in worker._tiers)
     rebalanced, begun = [], []
     for tier in worker._tiers:
 
@@ -26,7 +26,7 @@ async def test_a_rebalance_beside_the_last_commit_begins_nothing(
             held = tier.assigned
             await tier._on_revoked(held)
             await tier._on_assigned(held)
-            begun.extend(owning_tasks())
+            begun.extend(owning_tasks(tier.tier))
             rebalanced.append(tier.tier)
 
         monkeypatch.setattr(tier._commits, "commit", commit)
