@@ -12,6 +12,7 @@ from starlette.responses import Response
 from core.errors import InferlogError, Refusal
 from core.limits import Limits
 from core.stream import Visible, is_terminal
+from producer_api.departure import departure_of
 from producer_api.direct import Direct, pieces_of
 from producer_api.error_responses import JSON, error_response, refusal_of
 from producer_api.event_stream import HEARTBEAT, EventStream
@@ -49,6 +50,7 @@ class Answering:
         self._limits = limits
         self._until_s = time.monotonic() + total_seconds + limits.deadline_margin_seconds
         self._on_gone = on_gone
+        self._departure = departure_of(http.scope)
         self._watcher: asyncio.Task[None] | None = None
         self._complete = False
         self.events: list[Visible] = []
@@ -105,7 +107,10 @@ class Answering:
 
     async def _collect(self, enough: Callable[[Visible], bool], seconds: float | None) -> None:
         """Gathers events until one is enough, or the seconds are over."""
-        self._watcher = asyncio.create_task(self._watch_client())
+        if self._departure is not None:
+            self._departure.tell(self._stream.abandon)
+        else:
+            self._watcher = asyncio.create_task(self._watch_client())
         until_s = (
             self._until_s if seconds is None else min(self._until_s, time.monotonic() + seconds)
         )
@@ -175,6 +180,8 @@ class Answering:
         await asyncio.shield(self._let_go())
 
     async def _let_go(self) -> None:
+        if self._departure is not None:
+            self._departure.forget(self._stream.abandon)
         if self._watcher is not None:
             self._watcher.cancel()
         await self._stream.close()

@@ -21,7 +21,9 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from core.errors import Refusal
 from core.limits import DEFAULT_LIMITS, Limits
-from producer_api.direct import EXTENSION, Pieces
+from producer_api import departure, direct
+from producer_api.departure import Departure
+from producer_api.direct import Pieces
 from producer_api.error_responses import error_response
 from producer_api.joined_writes import JoinedWrites
 from producer_api.taking import Taking
@@ -72,7 +74,9 @@ class BoundedHttp(HttpToolsProtocol):
         super().connection_made(transport)
         self._taking = Taking(transport, self.limits.stalled_seconds, self.metrics)
         self._cycles: list[Any] = []  # of the requests taken that are not answered yet
-        self._extensions = {EXTENSION: Pieces(transport, self.flow)}
+        self._departure = Departure(self.flow.resume_reading)
+        pieces = Pieces(transport, self.flow)
+        self._extensions = {direct.EXTENSION: pieces, departure.EXTENSION: self._departure}
         self._await_rest("head")
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -81,6 +85,7 @@ class BoundedHttp(HttpToolsProtocol):
         for cycle in self._cycles:
             cycle.disconnected = cycle.disconnected or not cycle.response_complete
             cycle.message_event.set()
+        self._departure.happen()
         self._taking.stop()
         super().connection_lost(exc)
 

@@ -22,7 +22,7 @@ class Wire(asyncio.Transport):
     def __init__(self) -> None:
         super().__init__()
         self.writes: list[bytes] = []
-        self.closing = self.gone = False
+        self.closing = self.gone = self.paused = False
 
     def write(self, data: Any) -> None:
         if self.gone:
@@ -36,10 +36,10 @@ class Wire(asyncio.Transport):
         return self.closing or self.gone
 
     def pause_reading(self) -> None:
-        pass
+        self.paused = True
 
     def resume_reading(self) -> None:
-        pass
+        self.paused = False
 
 
 async def answer(scope: Any, receive: Any, send: Send) -> None:
