@@ -21,8 +21,9 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from core.errors import Refusal
 from core.limits import DEFAULT_LIMITS, Limits
-from producer_api import departure, direct
+from producer_api.departure import EXTENSION as DEPARTURE
 from producer_api.departure import Departure
+from producer_api.direct import EXTENSION as PIECES
 from producer_api.direct import Pieces
 from producer_api.error_responses import error_response
 from producer_api.joined_writes import JoinedWrites
@@ -75,8 +76,7 @@ class BoundedHttp(HttpToolsProtocol):
         self._taking = Taking(transport, self.limits.stalled_seconds, self.metrics)
         self._cycles: list[Any] = []  # of the requests taken that are not answered yet
         self._departure = Departure(self.flow.resume_reading)
-        pieces = Pieces(transport, self.flow)
-        self._extensions = {direct.EXTENSION: pieces, departure.EXTENSION: self._departure}
+        self._extensions = {PIECES: Pieces(transport, self.flow), DEPARTURE: self._departure}
         self._await_rest("head")
 
     def connection_lost(self, exc: Exception | None) -> None:

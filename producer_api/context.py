@@ -93,31 +93,25 @@ def read_background(http: HttpRequest, context: ApiContext) -> Incoming:
     return _incoming(http, headers, endpoint, body, context)
 
 
-def _headers(http: HttpRequest) -> dict[bytes, bytes]:
+def _headers(http: HttpRequest) -> dict[str, str]:
     """By their lower-case names; of those that came twice, the first."""
-    return dict(reversed(http.scope["headers"]))
+    pairs = reversed(http.scope["headers"])
+    return {name.decode("latin-1"): value.decode("latin-1") for name, value in pairs}
 
 
-def _text(headers: dict[bytes, bytes], name: bytes) -> str | None:
-    value = headers.get(name)
-    return None if value is None else value.decode("latin-1")
-
-
-def _json_of(http: HttpRequest, headers: dict[bytes, bytes], context: ApiContext) -> dict[str, Any]:
-    content_type = headers.get(b"content-type", b"application/json").lower()
-    if content_type != b"application/json":
-        kind, _, rest = content_type.decode("latin-1").partition(";")
-        charset = rest.strip().removeprefix("charset=").strip('"')
-        if kind.strip() != "application/json" or charset not in ("", "utf-8", "utf8"):
-            raise Refusal("unsupported_media_type", "Send the body as application/json, in UTF-8.")
-    if headers.get(b"content-encoding", b"identity").lower() != b"identity":
+def _json_of(http: HttpRequest, headers: dict[str, str], context: ApiContext) -> dict[str, Any]:
+    kind, _, rest = headers.get("content-type", "application/json").lower().partition(";")
+    charset = rest.strip().removeprefix("charset=").strip('"')
+    if kind.strip() != "application/json" or charset not in ("", "utf-8", "utf8"):
+        raise Refusal("unsupported_media_type", "Send the body as application/json, in UTF-8.")
+    if headers.get("content-encoding", "identity").lower() != "identity":
         raise Refusal("unsupported_media_type", "Send the body without a content encoding.")
     return parse_json(http.scope["body"], context.limits)
 
 
 def _incoming(
     http: HttpRequest,
-    headers: dict[bytes, bytes],
+    headers: dict[str, str],
     endpoint: Endpoint,
     data: dict[str, Any],
     context: ApiContext,
@@ -126,27 +120,27 @@ def _incoming(
         parsed = parse_response_request(data, context.limits)
     else:
         parsed = parse_request(endpoint, data, context.limits)
-    prefer = _text(headers, b"prefer")
-    wishes = {it.strip().lower() for it in re.split(r"[,;]", prefer)} if prefer else set()
+    prefer = headers.get("prefer", "")
+    wishes = {it.strip().lower() for it in re.split(r"[,;]", prefer)}
     draft = Draft(
         tenant=http.scope["tenant"],
         tier=parsed.tier,
         model=parsed.model,
         endpoint=endpoint,
         body=parsed.body,
-        deadlines=_deadlines(_text(headers, b"inferlog-timeout"), context.limits),
+        deadlines=_deadlines(headers.get("inferlog-timeout"), context.limits),
         stream=parsed.stream,
         include_usage=parsed.include_usage,
         arrived_s=http.scope.get("arrived_s"),
         response=parsed.echo,
     )
     context.pipeline.check_model(parsed.model)
-    key = _idempotency_key(_text(headers, b"idempotency-key"), context.limits)
+    key = _idempotency_key(headers.get("idempotency-key"), context.limits)
     idempotency = None
     if key is not None:
         print_of_it = fingerprint(endpoint, data)
         idempotency = IdempotencyKey(key, print_of_it, "inferlog=attach" in wishes)
-    traceparent = _text(headers, b"traceparent")
+    traceparent = headers.get("traceparent")
     if traceparent is not None and not _TRACEPARENT.fullmatch(traceparent):
         traceparent = None  # W3C: an invalid one is as none
     return Incoming(draft, idempotency, "inferlog=resumable" in wishes, traceparent)

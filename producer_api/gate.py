@@ -49,12 +49,7 @@ class Gate:
         self._limits = limits
         self._metrics = metrics
         self._tickets = tickets
-
-        @cache  # of our own routes, and the statuses that they give
-        def responses(route: str, status: int) -> Counter:
-            return metrics.http_responses.labels(route, str(status))
-
-        self._responses = responses
+        self._responses = cache(metrics.http_responses.labels)  # of our routes and their statuses
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Checks, receives, hands on."""
@@ -74,7 +69,7 @@ class Gate:
             headers = self._check_headers(scope)
             if scope["path"] not in OPEN_PATHS:
                 scope["tenant"] = await self._authenticate(scope, headers)
-            body = scope["body"] = await self._receive_body(headers, receive)
+            scope["body"] = await self._receive_body(headers, receive)
             scope["arrived_s"] = asyncio.get_running_loop().time()
         except Refusal as refusal:
             self._metrics.refused.labels(refusal.code).inc()
@@ -84,7 +79,7 @@ class Gate:
         except ClientLeft:
             return
         try:
-            await self._app(scope, _replay(body, receive), send)
+            await self._app(scope, receive, send)
         finally:
             del scope["body"]  # a connection keeps its last scope for as long as it is idle
 
@@ -165,16 +160,3 @@ def _noting(
         await send(message)
 
     return send_noted
-
-
-def _replay(body: bytes, receive: Receive) -> Receive:
-    given = False
-
-    async def replay() -> Message:
-        nonlocal given
-        if not given:
-            given = True
-            return {"type": "http.request", "body": body, "more_body": False}
-        return await receive()
-
-    return replay

@@ -11,7 +11,7 @@ from functools import cache, partial
 
 from core.errors import InferlogError, Refusal
 from core.limits import Limits
-from core.stream import Key
+from core.stream import Key, Visible
 from producer_api.claims import Claims
 from producer_api.growth import ReplyGrowth, home_partitions
 from producer_api.keyed import KeyedSubmitter
@@ -158,7 +158,8 @@ class Pipeline:
         key: Key = (draft.tenant, request_id)
         box = self._mailbox(key) if followed else None
         on_close = self._count_stream(key, box)
-        stream = self._retrieval.stream(key, box, None if followed else [], on_close)
+        ahead: list[Visible] | None = None if followed else []  # [] records nothing for the cache
+        stream = self._retrieval.stream(key, box, ahead, on_close)
         try:
             await self._publisher.publish(request, q, record_key, traceparent, until_s, keyed=keyed)
         except BaseException:

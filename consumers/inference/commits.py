@@ -18,10 +18,7 @@ _log = logging.getLogger(__name__)
 
 
 class Owner(Protocol):
-    """The tier, as its commits see it.
-
-    `accepted_s`: when the last accepted commit was begun, by `time.monotonic`.
-    """
+    """The tier, as its commits see it."""
 
     topic: str
     group: str
@@ -31,12 +28,7 @@ class Owner(Protocol):
     fence_tail: FenceTail
     assigned: frozenset[Partition]
     assignment_number: int
-    accepted_s: float
     paused_for_room: bool
-
-    def is_silent(self, now_s: float) -> bool:
-        """True if the last accepted commit is too old to speak on."""
-        ...
 
     def has_span(self, q: Partition) -> bool:
         """False while too many offsets beyond the committed one were started."""
@@ -59,9 +51,19 @@ class Commits:
         self._log = log
         self._host = host
         self._session_seconds = session_timeout_seconds
+        self.accepted_s = 0.0
+        """When the last accepted commit was begun, by `time.monotonic`."""
         self._turn = asyncio.Lock()
         self._in_doubt: dict[Partition, Committed] = {}
         self._in_doubt_since = -1  # the number of the assignment
+
+    def is_silent(self, now_s: float) -> bool:
+        """True if the tier owns, and the last accepted commit is too old: the group may have given up on us.
+
+        `now_s` by `time.monotonic`: an event loop may keep the time of before a process was stopped.
+        """
+        silent_s = now_s - self.accepted_s
+        return bool(self._tier.owned) and silent_s > SILENT_SHARE * self._session_seconds
 
     async def commit_unchanged(self, qs: frozenset[Partition]) -> None:
         """Commits what is committed: proof of membership, and nothing else changes."""
@@ -97,7 +99,7 @@ class Commits:
         doubts = self._doubts()
         doubts.update(offsets)
         await self._tier.member.commit(offsets)
-        self._tier.accepted_s = begun_s
+        self.accepted_s = begun_s
         for q in offsets:
             doubts.pop(q, None)
 
@@ -109,7 +111,7 @@ class Commits:
         while True:
             await asyncio.sleep(COMMIT_INTERVAL_SECONDS)
             now_s = loop.time()
-            if self._tier.is_silent(time.monotonic()):
+            if self.is_silent(time.monotonic()):
                 self._tier.end_epochs("no commit accepted for most of a session timeout")
             moved = {
                 q for q, it in self._tier.owned.items() if it.tracker.low() > it.tracker.committed

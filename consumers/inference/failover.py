@@ -24,7 +24,7 @@ def engine_lost(worker: Worker, incarnation: str) -> None:
 def silenced(tiers: Iterable[TierConsumer]) -> frozenset[str]:
     """Ends the epochs of tiers that have proved no membership for too long; returns their qs."""
     now_s = time.monotonic()
-    silent = [tier for tier in tiers if tier.is_silent(now_s)]
+    silent = [tier for tier in tiers if tier.commits.is_silent(now_s)]
     if not silent:
         return NONE
     qs = frozenset(str(q) for tier in silent for q in tier.owned)

@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Iterable
 
-from consumers.inference.commits import SILENT_SHARE, Commits
+from consumers.inference.commits import Commits
 from consumers.inference.hosting import Host
 from consumers.inference.identity import request_group
 from consumers.inference.ownership import Owned, Ownership, oldest_append_ms
@@ -58,14 +58,16 @@ class TierConsumer:
         self._span_offsets = span_offsets
         self._skew_ms = skew_ms
         self.assigned: frozenset[Partition] = frozenset()
-        self.assignment_number, self.paused_for_room = 0, False
+        self.assignment_number = 0
+        self.paused_for_room = False
         self._wanted: set[Partition] = set()
         self._owning: asyncio.Task[None] | None = None
         self._epoch_ended = asyncio.Event()
-        self._wanted_since_s = self.accepted_s = 0.0
-        self._commits = Commits(self, log, host, session_timeout_seconds)
+        self._wanted_since_s = 0.0
+        self.commits = Commits(self, log, host, session_timeout_seconds)
         self._loops: list[asyncio.Task[None]] = []
-        self._reading, self._leaving = True, False
+        self._reading = True
+        self._leaving = False
         self._started_first = StartedFirst(self.owned)
 
     async def start(self) -> list[asyncio.Task[None]]:
@@ -79,7 +81,7 @@ class TierConsumer:
         )
         self._loops = [
             asyncio.create_task(self._read_loop(), name=f"read-{self.tier}"),
-            asyncio.create_task(self._commits.follow(), name=f"commit-{self.tier}"),
+            asyncio.create_task(self.commits.follow(), name=f"commit-{self.tier}"),
             asyncio.create_task(self._watch_fences(), name=f"watch-{self.tier}"),
         ]
         return self._loops
@@ -97,7 +99,7 @@ class TierConsumer:
         self._host.count("rebalance")
         self.assigned = qs
         self._wanted_since_s = asyncio.get_running_loop().time()
-        self.accepted_s = time.monotonic()
+        self.commits.accepted_s = time.monotonic()
         if lost := set(self.owned) - qs:
             self._forget(lost)
         self._wanted = set(qs)
@@ -111,13 +113,6 @@ class TierConsumer:
             self._owning = None
 
     # --- owning
-
-    def is_silent(self, now_s: float) -> bool:
-        """True if it owns, and the last accepted commit is too old: the group may have given up on us.
-
-        `now_s` by `time.monotonic`: an event loop may keep the time of before a process was stopped.
-        """
-        return bool(self.owned) and now_s - self.accepted_s > SILENT_SHARE * self._session_seconds
 
     def end_epochs(self, reason: str, qs: Iterable[Partition] | None = None) -> None:
         """Drops the memory of these (or all) partitions: only the log is trusted from now on."""
@@ -149,7 +144,7 @@ class TierConsumer:
                 await self._keep()
                 if self._wanted:
                     if not confirmed:  # one begun after the doubt says that we are still a member
-                        await self._commits.commit_unchanged(frozenset(self._wanted))
+                        await self.commits.commit_unchanged(frozenset(self._wanted))
                     await self._acquire(frozenset(self._wanted))
                 pause_seconds = 0.1
             except (LogError, UndecodableRecord) as error:
@@ -295,6 +290,6 @@ class TierConsumer:
         await self._stop_owning()
         if self.member is not None:
             with contextlib.suppress(LogError):
-                await self._commits.commit(set(self.owned))
+                await self.commits.commit(set(self.owned))
             await self.member.close()
             self.member = None

@@ -12,15 +12,16 @@ from runtime.in_time import in_time
 
 
 class Timers:
-    """Counts those that are set."""
+    """Counts those that this task sets: the loop is shared with what other tests left."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.count = 0
+        ours = asyncio.current_task()
         loop = asyncio.get_running_loop()
         call_at = loop.call_at
 
         def counted(*args: Any, **kwargs: Any) -> asyncio.TimerHandle:
-            self.count += 1
+            self.count += asyncio.current_task() is ours
             return call_at(*args, **kwargs)
 
         monkeypatch.setattr(loop, "call_at", counted)
@@ -28,6 +29,14 @@ class Timers:
 
 def within(seconds: float, coroutine: Coroutine[Any, Any, Any]) -> Coroutine[Any, Any, Any]:
     return in_time(asyncio.get_running_loop().time() + seconds, coroutine)
+
+
+async def never(ended: list[str]) -> None:
+    """Waits until somebody ends it, and says that it was."""
+    try:
+        await asyncio.Event().wait()
+    finally:
+        ended.append("yes")
 
 
 async def test_what_is_there_sets_no_timer(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,16 +66,9 @@ async def test_what_waits_is_given_its_time(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 async def test_what_waits_too_long_is_cancelled() -> None:
-    ended = []
-
-    async def never() -> None:
-        try:
-            await asyncio.Event().wait()
-        finally:
-            ended.append("yes")
-
+    ended: list[str] = []
     with pytest.raises(TimeoutError):
-        await within(0.01, never())
+        await within(0.01, never(ended))
     assert ended == ["yes"]
 
 
@@ -107,15 +109,8 @@ async def test_a_failed_answer_is_thrown_where_it_is_waited_for() -> None:
 
 
 async def test_a_cancel_reaches_what_waits_and_is_no_timeout() -> None:
-    ended = []
-
-    async def never() -> None:
-        try:
-            await asyncio.Event().wait()
-        finally:
-            ended.append("yes")
-
-    task = asyncio.create_task(within(10.0, never()))
+    ended: list[str] = []
+    task = asyncio.create_task(within(10.0, never(ended)))
     await asyncio.sleep(0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -143,16 +138,13 @@ async def test_a_failed_answer_leaves_no_cycle_behind() -> None:
 
 
 async def test_limits_within_limits_end_by_the_nearer() -> None:
-    async def never() -> None:
-        await asyncio.Event().wait()
-
     async def inner() -> str:
         try:
-            await within(0.01, never())
+            await within(0.01, never([]))
         except TimeoutError:
             return "inner"
         return "none"
 
     assert await within(5.0, inner()) == "inner"
     with pytest.raises(TimeoutError):
-        await within(0.01, within(5.0, never()))
+        await within(0.01, within(5.0, never([])))

@@ -29,7 +29,7 @@ async def test_a_rebalance_beside_the_last_commit_begins_nothing(
             begun.extend(owning_tasks(tier.tier))
             rebalanced.append(tier.tier)
 
-        monkeypatch.setattr(tier._commits, "commit", commit)
+        monkeypatch.setattr(tier.commits, "commit", commit)
     await stack.stop()
     assert len(rebalanced) == len(worker._tiers)
     assert begun == []
