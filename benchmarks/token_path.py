@@ -2,15 +2,17 @@
 
     python -m benchmarks.token_path
 
-In one process, with neither broker nor socket: records of `replies`, each with a token for each of 16 streams,
-go through the tail's turn (decoding, the reader's rule, mailbox, result cache, rendering) to a transport that
+In one process, with neither broker nor socket: records of `replies`, each with a token for each of 16 streams
+(`--streams`), go through the tail's turn (decoding, the reader's rule, mailbox, result cache, rendering) to a transport that
 throws them away. All is warm: beside a broker and a load client on the same cores it takes several times as
-long (docs/performance.md). For comparing one version of this path with another.
+long (docs/performance.md). `--cold` comes near to that: between two steps it writes to as much other memory as
+the processor's caches hold. For comparing one version of this path with another.
 """
 
 import argparse
 import asyncio
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import uvloop
@@ -34,8 +36,8 @@ from schemas.requests import CHAT, RequestInfo
 STREAMS = 16
 STEPS = 400
 REPEATS = 7
+OTHER_BYTES = 32 * 1024 * 1024
 INFO = RequestInfo(endpoint=CHAT, model="scripted", tier="standard")
-IDS = [make_request_id(1_700_000_000_000, 0, number) for number in range(STREAMS)]
 
 
 class Nowhere:
@@ -55,18 +57,20 @@ class Nowhere:
         self.bytes += len(data)
 
 
-def step(number: int) -> bytes:
+def step(ids: Sequence[str], number: int) -> bytes:
     """The record of one step of the engine."""
     common: dict[str, Any] = {"tenant": "a", "q": "requests.default.standard/0", "epoch": 3}
     events = [
         Tokens(**common, id=it, offset=7, seq=number, token_ids=(number,), text=f"abcdef.{number} ")
-        for it in IDS
+        for it in ids
     ]
     return encode(Events(events=tuple(events)))
 
 
-async def measure() -> float:
+async def measure(streams: int, *, cold: bool) -> float:
     """Nanoseconds per token, of one round."""
+    other = bytearray(OTHER_BYTES if cold else 0)
+    ids = [make_request_id(1_700_000_000_000, 0, number) for number in range(streams)]
     metrics, nowhere = Metrics(), Nowhere()
     where: Any = nowhere
     unused: Any = None
@@ -74,7 +78,7 @@ async def measure() -> float:
     router._readers[0] = Reader({}, router._boxes.__contains__)  # noqa: SLF001  no log is opened
     cache, timings = ResultCache(DEFAULT_LIMITS, metrics), Timings(metrics)
     waiting = []
-    for request_id in IDS:
+    for request_id in ids:
         box = Mailbox(("a", request_id), 1024, 1 << 18)
         router.watch(box)
         recording = cache.record(box.key)
@@ -84,9 +88,11 @@ async def measure() -> float:
         stream.timing = timings.accepted("standard", 0.0)
         stream.hand_over_to(Direct(ChunkRenderer(request_id, INFO), Pieces(where, where)))
         waiting.append((stream, asyncio.create_task(stream.next(60.0))))
-    records = [step(number) for number in range(STEPS)]
+    records = [step(ids, number) for number in range(STEPS)]
     took_s = 0.0
     for number, record in enumerate(records):
+        if cold:
+            other[:] = bytes(OTHER_BYTES)
         began_s = time.perf_counter()
         touched: dict[Mailbox, None] = {}
         router._feed(0, number, record, touched)  # noqa: SLF001  the turn of the tail
@@ -101,11 +107,11 @@ async def measure() -> float:
             ]
             await asyncio.sleep(0)
     assert all(stream.position == STEPS for stream, _ in waiting), "a token was lost"
-    assert nowhere.bytes > (STEPS - 2) * STREAMS * 200, "a token was not written past its task"
+    assert nowhere.bytes > (STEPS - 2) * streams * 200, "a token was not written past its task"
     for stream, task in waiting:
         task.cancel()
         await stream.close()
-    return took_s / ((STEPS - 2) * STREAMS) * 1e9
+    return took_s / ((STEPS - 2) * streams) * 1e9
 
 
 def main() -> None:
@@ -114,8 +120,12 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--repeats", type=int, default=REPEATS)
-    repeats = parser.parse_args().repeats
-    rounds = [uvloop.run(measure()) for _ in range(repeats + 1)][1:]
+    parser.add_argument("--streams", type=int, default=STREAMS, help="that get a token each step")
+    parser.add_argument("--cold", action="store_true", help="nothing is in the caches at a step")
+    words = parser.parse_args()
+    rounds = [
+        uvloop.run(measure(words.streams, cold=words.cold)) for _ in range(words.repeats + 1)
+    ][1:]
     print(f"{spread(rounds)} ns per token; this machine: {speed()}")
 
 

@@ -17,7 +17,7 @@ from producer_api.direct import Direct, pieces_of
 from producer_api.error_responses import JSON, error_response, refusal_of
 from producer_api.event_stream import HEARTBEAT, EventStream
 from producer_api.rendering import Renderer, whole_body
-from producer_api.streams import WAIT_SLICE_SECONDS, ClientGone, ReplyStream, ShuttingDown
+from producer_api.streams import ClientGone, ReplyStream, ShuttingDown
 from schemas.replies import Tokens
 from schemas.requests import RequestInfo
 
@@ -159,18 +159,18 @@ class Answering:
 
     async def _next(self, direct: Direct | None) -> list[Visible]:
         """The next events; [] if the client has been sent nothing for the time of a heartbeat."""
-        loop_time = asyncio.get_running_loop().time
-        silent_s = loop_time()
+        silent_s = time.monotonic()
         while True:
-            left_s = self._until_s - time.monotonic()
+            now_s = time.monotonic()
+            left_s = self._until_s - now_s
             if left_s <= 0:
                 raise Refusal("deadline_exceeded", "The request's time ran out.")
             if direct is not None:
                 silent_s = max(silent_s, direct.written_s)
-            quiet_s = silent_s + self._limits.heartbeat_seconds - loop_time()
+            quiet_s = silent_s + self._limits.heartbeat_seconds - now_s
             if quiet_s <= 0:
                 return []
-            if events := await self._stream.next(min(left_s, quiet_s, WAIT_SLICE_SECONDS)):
+            if events := await self._stream.next(min(left_s, quiet_s)):
                 return events
 
     async def _end(self) -> None:

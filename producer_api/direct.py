@@ -8,6 +8,7 @@ end of an answer above all, wakes it: the task decides, this only writes.
 
 import asyncio
 from collections.abc import Iterable, Mapping
+from time import monotonic
 from typing import Any, Protocol
 
 from core.stream import Visible
@@ -26,6 +27,8 @@ class Flow(Protocol):
 class Pieces:
     """Writes pieces of a body in chunks whose head, and at least one piece, were sent before."""
 
+    __slots__ = ("_flow", "_transport")
+
     def __init__(self, transport: asyncio.Transport, flow: Flow) -> None:
         self._transport = transport
         self._flow = flow
@@ -40,20 +43,24 @@ class Pieces:
 
 
 class Direct:
-    """What a stream hands events to while its task waits. `written_s`: the loop's time of the last."""
+    """What a stream hands events to while its task waits. `written_s`: when it last did (monotonic)."""
+
+    __slots__ = ("_pieces", "_renderer", "written_s")
 
     def __init__(self, renderer: Renderer, pieces: Pieces) -> None:
         self.written_s = 0.0
-        self._time = asyncio.get_running_loop().time
         self._renderer = renderer
         self._pieces = pieces
-        self.ready = pieces.ready  # asked for each batch of events: no step between
 
-    def take(self, events: Iterable[Visible]) -> None:
-        """Writes them at once."""
+    def take(self, events: Iterable[Visible]) -> bool:
+        """Writes them at once; False if the connection takes nothing now."""
+        pieces = self._pieces
+        if not pieces.ready():
+            return False
         if data := self._renderer.render(events):
-            self._pieces.write(data)
-            self.written_s = self._time()
+            pieces.write(data)
+            self.written_s = monotonic()
+        return True
 
 
 def pieces_of(scope: Mapping[str, Any]) -> Pieces | None:

@@ -1,6 +1,6 @@
 """A bounded box of visible events between a reader of the log and one client."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from core.stream import Key, Visible, held_bytes
 from runtime.waiting import Waiting
@@ -13,11 +13,13 @@ EVENT_BYTES = 64
 class Mailbox(Waiting):
     """Events of one request as a reader accepts them; whoever takes them waits here."""
 
+    __slots__ = ("_bytes", "_bytes_max", "_events", "_events_max", "hand_over", "key", "overflowed")
+
     def __init__(self, key: Key, events_max: int, bytes_max: int) -> None:
         super().__init__()
         self.key = key
         self.overflowed = False
-        self.hand_over: Callable[[Sequence[Visible]], bool] | None = None
+        self.hand_over: Callable[[list[Visible]], bool] | None = None
         """Shown what is there when somebody waits; False: it was not taken, and wakes who waits."""
         self._events_max = events_max
         self._bytes_max = bytes_max
@@ -58,7 +60,7 @@ class Mailbox(Waiting):
     def wake(self) -> None:
         """Called once per batch of the reader, after its puts."""
         waiter = self._waiter
-        if waiter is None or waiter.done():
+        if waiter is None:
             return
         if self.hand_over is not None and self._events:
             try:
@@ -66,9 +68,10 @@ class Mailbox(Waiting):
                     self.take()
                     return
             except Exception as error:  # noqa: BLE001  it is the waiter's: the reader serves others, too
-                waiter.set_exception(error)
+                if not waiter.done():
+                    waiter.set_exception(error)
                 return
-        waiter.set_result(None)
+        super().wake()
 
     def take(self) -> list[Visible]:
         """All that has arrived."""

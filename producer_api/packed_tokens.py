@@ -27,16 +27,19 @@ class PackedTokens:
     So each goes on where the one before it of the same choice ended.
     """
 
+    __slots__ = ("_begins", "_common", "_data", "_epoch")
+
     def __init__(self, first: Tokens) -> None:
         # not the event: its ids and its text are packed as well
-        self._common = (first.id, first.tenant, first.q, first.offset, first.epoch)
+        self._common = (first.id, first.tenant, first.q, first.offset)
+        self._epoch = first.epoch
         self._begins: dict[int, int] = {}
         self._data = bytearray()
 
     def add(self, event: Tokens) -> int:
         """Takes a plain event; about how many bytes that took, 0: it does not belong here."""
         ids, choice = event.token_ids, event.choice
-        if event.epoch != self._common[-1]:
+        if event.epoch != self._epoch:
             return 0
         text = event.text.encode("utf-8", "surrogatepass")
         try:
@@ -57,7 +60,7 @@ class PackedTokens:
 
     def events(self) -> Iterator[Tokens]:
         """All that was taken, equal to what it was."""
-        request_id, tenant, q, offset, epoch = self._common
+        request_id, tenant, q, offset = self._common
         seqs, data = dict(self._begins), bytes(self._data)
         at = 0
         while at < len(data):
@@ -70,7 +73,7 @@ class PackedTokens:
                 tenant=tenant,
                 q=q,
                 offset=offset,
-                epoch=epoch,
+                epoch=self._epoch,
                 seq=seq,
                 token_ids=struct.unpack_from(f"<{count}q", data, at + _HEAD.size),
                 text=data[text_at : text_at + length].decode("utf-8", "surrogatepass"),

@@ -264,10 +264,12 @@ class Pipeline:
     async def drain(self) -> None:
         """Refuses what is new; every open stream is told where to resume."""
         self._draining.set()
+        if self._started:
+            self._router.wake()
 
     async def stop(self) -> None:
         """Ends everything. Idempotent."""
-        self._draining.set()
+        await self.drain()
         for task in self._tasks:
             task.cancel()
         if self._started:

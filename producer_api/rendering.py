@@ -101,6 +101,8 @@ class ChunkRenderer:
     cut, and nothing is lost. `position` counts the tokens of all choices passed over or shown.
     """
 
+    __slots__ = ("_after", "_around", "_chat", "_head", "_info", "_roles", "position")
+
     def __init__(self, request_id: str, info: RequestInfo, after: int = 0) -> None:
         self.position = 0
         self._chat = info.endpoint == CHAT

@@ -121,6 +121,11 @@ class ReplyRouter:
             if reader is not None:
                 reader.forget(key)
 
+    def wake(self) -> None:
+        """Lets go of whoever waits for an event: this replica is going away."""
+        for box in self._boxes.values():
+            box.wake()
+
     async def _run(self) -> None:
         while True:
             try:

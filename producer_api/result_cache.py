@@ -55,6 +55,17 @@ def _is_not_for_keeping(info: RequestInfo) -> bool:
 class Recording:
     """An answer on its way into the cache; `close` it when no more of it will be seen here."""
 
+    __slots__ = (
+        "_cache",
+        "_held",
+        "_packing",
+        "_parts",
+        "bytes",
+        "ends_s",
+        "key",
+        "unpacked_bytes",
+    )
+
     def __init__(self, cache: "ResultCache", key: Key) -> None:
         self.key = key
         self.bytes = 0

@@ -15,6 +15,9 @@ from producer_api.timings import Timing
 from schemas.replies import Accepted, Expired, Started, Tokens
 
 WAIT_SLICE_SECONDS = 1.0
+"""What is read back from the log is asked so often whether it comes to nothing."""
+CLOCK_SECONDS = 5.0
+"""The broker's clock is heard anew so often, for when a request has run out of time."""
 
 LateBy = Callable[[str, float | None], float]
 """For how many seconds a request (id, its total deadline if known) has counted as expired if it has
@@ -47,10 +50,9 @@ class Source(Protocol):
 
 
 class Sink(Protocol):
-    """Takes tokens at once, for whoever waits in `ReplyStream.next` (`direct.Direct`)."""
+    """Takes tokens at once, for whoever waits in `ReplyStream.next`, or not (`direct.Direct`)."""
 
-    def ready(self) -> bool: ...
-    def take(self, events: Sequence[Visible]) -> None: ...
+    def take(self, events: Sequence[Visible]) -> bool: ...
 
 
 Follow = Callable[[int], Source]
@@ -64,6 +66,13 @@ class ReplyStream:
     beginning as well: what of it is shown again is the renderer's business. `ahead` is what is known
     of the answer already; `recording`, if there is one, gets what is read here.
     """
+
+    __slots__ = (
+        *("_abandoned", "_ahead", "_asked_s", "_consumed", "_follow", "_late_by", "_mailbox"),
+        *("_on_close", "_on_time_until_s", "_recording", "_shutdown", "_sink", "_source"),
+        *("_spoken", "_started", "_total_seconds", "ended", "key", "position", "timing"),
+        "__weakref__",
+    )
 
     def __init__(
         self,
@@ -143,7 +152,8 @@ class ReplyStream:
             self._check_client()  # it may have left while what came before was being sent
             over = now_s >= self._on_time_until_s and self._is_over(now_s)
             # over: what is there is all there will be, and many a client waits less than a slice
-            events = self._deliver(await self._fetch(0.0 if over else until_s - now_s))
+            wait_s = 0.0 if over or self._shutdown.is_set() else until_s - now_s
+            events = self._deliver(await self._fetch(wait_s, now_s))
             self._check_client()
             if events:
                 return events
@@ -159,27 +169,26 @@ class ReplyStream:
     def hand_over_to(self, sink: Sink) -> None:
         """From now on tokens may go straight to the sink while somebody waits in `next`.
 
-        When it is ready, and nothing but tokens has come: all else, the answer's end above all, and its
+        When it takes them, and nothing but tokens has come: all else, the answer's end above all, and its
         first tokens, `next` gives. Answers that are read back from the log are not handed over.
         """
         self._sink = sink
         if self._mailbox is not None:
             self._mailbox.hand_over = self._hand_over
 
-    def _hand_over(self, events: Sequence[Visible]) -> bool:
+    def _hand_over(self, events: list[Visible]) -> bool:
         sink = self._sink
-        if sink is None or self._abandoned or not self._spoken or not sink.ready():
+        if sink is None or self._abandoned or not self._spoken:
             return False
         count = 0
         for event in events:
             if type(event) is not Tokens:
                 return False
             count += len(event.token_ids)
-        self._consumed += len(events)
+        if not sink.take(events):
+            return False
         self.position += count
-        if self._recording is not None:
-            self._recording.add(events)
-        sink.take(events)
+        self._note(events)
         return True
 
     def _check_client(self) -> None:
@@ -195,8 +204,8 @@ class ReplyStream:
             return False
         late_s = self._late_by(self.request_id, self._total_seconds)
         if late_s <= 0:
-            # not asked for every token; the broker's clock is heard anew once a second
-            self._on_time_until_s = now_s + min(-late_s, 1.0)
+            # not asked for every token
+            self._on_time_until_s = now_s + min(-late_s, CLOCK_SECONDS)
             return False
         if self._source is None or self._asked_s < now_s - late_s:
             if self._mailbox is not None:
@@ -206,20 +215,20 @@ class ReplyStream:
             self._open_source()
         return self._source is not None and self._source.at_end
 
-    async def _fetch(self, wait_seconds: float) -> list[Visible]:
+    async def _fetch(self, wait_seconds: float, now_s: float) -> list[Visible]:
         if self._ahead:
             ahead, self._ahead = self._ahead, []
             return ahead
-        wait_seconds = max(0.0, min(wait_seconds, WAIT_SLICE_SECONDS))
         box = self._mailbox
         if box is not None and not box.overflowed:
             if events := box.take():
                 return self._note(events)
-            await box.wait(wait_seconds)
+            # whatever else ends the wait wakes it: its client that left, this replica's end
+            await box.wait(max(0.0, min(wait_seconds, self._on_time_until_s - now_s)))
             return self._note(box.take())
         # from the mailbox to the log, which says again what was delivered: that is passed over
         source = self._source or self._open_source()
-        events = await source.read(wait_seconds)
+        events = await source.read(max(0.0, min(wait_seconds, WAIT_SLICE_SECONDS)))
         if source.gap:
             # nothing more will ever be accepted: its beginning was taken by retention
             raise result_expired()

@@ -13,6 +13,8 @@ class Waiting:
     waited for comes quickly, and timers are dear.
     """
 
+    __slots__ = ("_loop", "_timer", "_until_s", "_waiter")
+
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._waiter: asyncio.Future[None] | None = None
@@ -29,12 +31,14 @@ class Waiting:
         try:
             await waiter
         finally:
-            self._waiter = None
+            if self._waiter is waiter:  # it was not woken: somebody else may wait by now
+                self._waiter = None
 
     def wake(self) -> None:
         """Lets go of whoever waits."""
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
 
     def _set_timer(self) -> None:
         if self._timer is not None:
@@ -43,12 +47,14 @@ class Waiting:
 
     def _ring(self) -> None:
         self._timer = None
-        if self._waiter is None or self._waiter.done():
+        if self._waiter is None:
             return
         if self._loop.time() < self._until_s - _EARLY_SECONDS:
             self._set_timer()
         else:
-            self._waiter.set_result(None)
+            Waiting.wake(
+                self
+            )  # its time is over, whatever else a wake means to who inherits from this
 
     def close(self) -> None:
         """Lets go of the timer. Idempotent."""

@@ -27,13 +27,12 @@ class Sink:
         self.failure: Exception | None = None
         self.taken: list[Visible] = []
 
-    def ready(self) -> bool:
-        return self.is_ready
-
-    def take(self, events: Sequence[Visible]) -> None:
+    def take(self, events: Sequence[Visible]) -> bool:
         if self.failure is not None:
             raise self.failure
-        self.taken += events
+        if self.is_ready:
+            self.taken += events
+        return self.is_ready
 
 
 class Way:

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from aiokafka import TopicPartition
-from aiokafka.errors import NodeNotReadyError
+from aiokafka.errors import KafkaError, NodeNotReadyError
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.record.util import calc_crc32c_py
 
+from topics.kafka.fetch_connection import Then
 from topics.kafka.fetch_protocol import Fetched, FetchRequest
 from topics.kafka.tail import KafkaTail
 from topics.ports import LogError, OffsetOutOfRange, Partition
@@ -87,7 +88,7 @@ class Cluster:
 
 def asked_of(request: FetchRequest) -> dict[Partition, int]:
     """Of one topic `t`."""
-    body = request.encode()
+    body = request.body
     (count,) = struct.unpack_from(">i", body, 24)
     asked = (struct.unpack_from(">iqi", body, 28 + 16 * index) for index in range(count))
     return {Partition("t", index): offset for index, offset, _ in asked}
@@ -96,6 +97,19 @@ def asked_of(request: FetchRequest) -> dict[Partition, int]:
 class Client:
     def __init__(self, cluster: Cluster) -> None:
         self.client = cluster
+        self._asking: set[asyncio.Task[None]] = set()
+
+    def fetch(self, node: int, request: FetchRequest, then: Then) -> None:
+        async def ask() -> None:
+            try:
+                answer: list[Fetched] | Exception = await self.client.send(node, request)
+            except KafkaError as error:
+                answer = error
+            then(answer)
+
+        task = asyncio.get_running_loop().create_task(ask())
+        self._asking.add(task)
+        task.add_done_callback(self._asking.discard)
 
     async def stop(self) -> None: ...
 

@@ -2,16 +2,15 @@
 
 A tail fetches at every step of an engine. aiokafka's consumer passes each answer through five tasks and
 generic codecs, which took 0.2 ms of CPU more (docs/adr/0009-tails-fetch-by-themselves.md); so tails build and
-read these messages by themselves. Connections, sign-in and metadata stay aiokafka's, and so does what is inside of
+read these messages by themselves. Connecting, sign-in and metadata stay aiokafka's, and so does what is inside of
 a batch: compression, checksums, headers.
 """
 
 import struct
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from io import BytesIO
 from itertools import islice
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 from aiokafka.errors import CorruptRecordException, IncompatibleBrokerVersion
 from aiokafka.record.memory_records import MemoryRecords
@@ -40,53 +39,15 @@ class Fetched(NamedTuple):
     data: bytes
 
 
-class _Message(bytes):
-    """Encoded already."""
-
-    def encode(self) -> "_Message":
-        return self
-
-
-class _ResponseHeader(NamedTuple):
-    correlation_id: int
-
-
-class FetchResponse:
-    """Decodes answers, as aiokafka's connection asks for it."""
-
-    @staticmethod
-    def decode(buffer: BytesIO) -> list[Fetched]:
-        """Raises struct.error if the answer is cut short; the connection is then given up."""
-        data, at = (
-            buffer.getvalue(),
-            buffer.tell() + _INT.size,
-        )  # the throttle time says nothing here
-        found = []
-        (topics,) = _INT.unpack_from(data, at)
-        at += _INT.size
-        for _ in range(topics):
-            (length,) = _SHORT.unpack_from(data, at)
-            at += _SHORT.size
-            topic = data[at : at + length].decode()
-            (partitions,) = _INT.unpack_from(data, at + length)
-            at += length + _INT.size
-            for _ in range(partitions):
-                index, code, _, _, aborted = _ANSWER.unpack_from(data, at)
-                at += _ANSWER.size + _ABORTED_BYTES * max(0, aborted)
-                (size,) = _INT.unpack_from(data, at)
-                at += _INT.size
-                end = at + max(0, size)
-                found.append(Fetched(Partition(topic, index), code, data[at:end]))
-                at = end
-        return found
+def check_version(versions: Mapping[int, tuple[int, int]]) -> None:
+    """Raises IncompatibleBrokerVersion for a broker (API -> oldest, newest) that does not speak this one."""
+    least, most = versions.get(API_KEY, (0, 0))
+    if not least <= VERSION <= most:
+        raise IncompatibleBrokerVersion(f"Fetch {VERSION} is not in {least} to {most}")
 
 
 class FetchRequest:
-    """Asks for records from the given offsets on. Sent by `AIOKafkaClient.send`, which asks for these."""
-
-    API_KEY: ClassVar[int] = API_KEY
-    API_VERSION: ClassVar[int] = VERSION
-    RESPONSE_TYPE: ClassVar[type[FetchResponse]] = FetchResponse
+    """Asks for records from the given offsets on."""
 
     def __init__(
         self, offsets: Mapping[Partition, int], *, wait_ms: int, partition_bytes: int
@@ -98,24 +59,37 @@ class FetchRequest:
         for topic, asked in by_topic.items():
             name = topic.encode()
             parts += [_SHORT.pack(len(name)), name, _INT.pack(len(asked)), *asked]
-        self._body = b"".join(parts)
+        self.body = b"".join(parts)
 
-    def prepare(self, versions: Mapping[int, tuple[int, int]]) -> "FetchRequest":
-        """Raises IncompatibleBrokerVersion if the broker does not speak this one."""
-        least, most = versions.get(API_KEY, (0, 0))
-        if not least <= VERSION <= most:
-            raise IncompatibleBrokerVersion(f"Fetch {VERSION} is not in {least} to {most}")
-        return self
-
-    def build_request_header(self, correlation_id: int, client_id: str) -> _Message:
+    def encode(self, correlation_id: int, client_id: str) -> bytes:
+        """As it is sent, its length in front."""
         name = client_id.encode()
-        return _Message(_HEAD.pack(API_KEY, VERSION, correlation_id, len(name)) + name)
+        length = _HEAD.size + len(name) + len(self.body)
+        head = _HEAD.pack(API_KEY, VERSION, correlation_id, len(name))
+        return b"%b%b%b%b" % (_INT.pack(length), head, name, self.body)
 
-    def encode(self) -> bytes:
-        return self._body
 
-    def parse_response_header(self, buffer: BytesIO) -> _ResponseHeader:
-        return _ResponseHeader(*_INT.unpack(buffer.read(_INT.size)))
+def decode_answer(data: bytes, at: int) -> list[Fetched]:
+    """What lies behind the correlation id, from `at` on. Raises struct.error if it is cut short."""
+    found = []
+    at += _INT.size  # the throttle time says nothing here
+    (topics,) = _INT.unpack_from(data, at)
+    at += _INT.size
+    for _ in range(topics):
+        (length,) = _SHORT.unpack_from(data, at)
+        at += _SHORT.size
+        topic = data[at : at + length].decode()
+        (partitions,) = _INT.unpack_from(data, at + length)
+        at += length + _INT.size
+        for _ in range(partitions):
+            index, code, _, _, aborted = _ANSWER.unpack_from(data, at)
+            at += _ANSWER.size + _ABORTED_BYTES * max(0, aborted)
+            (size,) = _INT.unpack_from(data, at)
+            at += _INT.size
+            end = at + max(0, size)
+            found.append(Fetched(Partition(topic, index), code, data[at:end]))
+            at = end
+    return found
 
 
 class FetchedRecords:

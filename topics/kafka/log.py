@@ -13,7 +13,8 @@ from topics.kafka.member import KafkaMember
 from topics.kafka.partitioning import partition_of
 from topics.kafka.reading import OpenConsumer
 from topics.kafka.security import Security
-from topics.kafka.tail import FETCH_WAIT_MS, KafkaTail, TailClient
+from topics.kafka.tail import FETCH_WAIT_MS, KafkaTail
+from topics.kafka.tail_client import TailClient
 from topics.ports import (
     AssignedHook,
     Committed,

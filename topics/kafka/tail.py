@@ -3,11 +3,10 @@
 import asyncio
 import logging
 from collections import defaultdict, deque
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from functools import partial
 
 from aiokafka import TopicPartition
-from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import (
     KafkaError,
     NoError,
@@ -17,16 +16,10 @@ from aiokafka.errors import (
 )
 
 from runtime.waiting import Waiting
-from topics.kafka.clients import (
-    RECORD_BYTES_MAX,
-    OnRebuild,
-    cancelled,
-    describe,
-    ended,
-    in_background,
-)
+from topics.kafka.clients import RECORD_BYTES_MAX, OnRebuild, describe, ended, in_background
 from topics.kafka.fetch_protocol import Fetched, FetchedRecords, FetchRequest
 from topics.kafka.reading import RETRY_SECONDS, AskEnds, Progress, end_opening
+from topics.kafka.tail_client import OpenClient, TailClient
 from topics.ports import LogError, OffsetOutOfRange, Partition, Record
 
 FETCH_WAIT_MS = 1000
@@ -35,24 +28,6 @@ or was lost. Each empty fetch costs the broker and the reader CPU, and a stack a
 NO_LEADER = -1
 
 _log = logging.getLogger(__name__)
-
-
-class TailClient:
-    """A connection to the cluster that knows where these topics lie; `clients.started` starts it."""
-
-    def __init__(self, topics: Iterable[str], **arguments: Any) -> None:
-        self.client = AIOKafkaClient(**arguments)
-        self._topics = set(topics)
-
-    async def start(self) -> None:
-        await self.client.bootstrap()
-        await self.client.set_topics(self._topics)
-
-    async def stop(self) -> None:
-        await self.client.close()
-
-
-OpenClient = Callable[[Iterable[str]], Awaitable[TailClient]]
 
 
 class KafkaTail:
@@ -75,7 +50,7 @@ class KafkaTail:
         self._on_rebuild = on_rebuild
         self._loop = asyncio.get_running_loop()
         self._waiting = Waiting()
-        self._fetches: dict[int, asyncio.Task[None]] = {}
+        self._fetches: dict[int, Mapping[Partition, int]] = {}
         self._retry_at_s: dict[int, float] = {}
         self._fetched: deque[FetchedRecords] = deque()
         self._failure: Exception | None = None
@@ -180,18 +155,27 @@ class KafkaTail:
                 self._retry_at_s[node] = self._loop.time() + RETRY_SECONDS
                 retry_s = min(retry_s, RETRY_SECONDS)
             else:
-                fetch = self._fetch(client, node, offsets)
-                self._fetches[node] = self._loop.create_task(fetch)
+                self._fetches[node] = offsets
+                request = FetchRequest(
+                    offsets, wait_ms=FETCH_WAIT_MS, partition_bytes=RECORD_BYTES_MAX
+                )
+                client.fetch(node, request, partial(self._answered, client, node, offsets))
         return retry_s
 
-    async def _fetch(self, client: TailClient, node: int, offsets: dict[Partition, int]) -> None:
-        request = FetchRequest(offsets, wait_ms=FETCH_WAIT_MS, partition_bytes=RECORD_BYTES_MAX)
-        try:
-            answer: list[Fetched] = await client.client.send(node, request)
-        except KafkaError as error:
-            self._retry_later(node, describe(error))
-        except Exception as error:  # noqa: BLE001  told to whoever reads
-            self._failure = error
+    def _answered(
+        self,
+        client: TailClient,
+        node: int,
+        offsets: Mapping[Partition, int],
+        answer: list[Fetched] | Exception,
+    ) -> None:
+        if self._fetches.get(node) is not offsets:
+            return  # of a client that was given up since
+        del self._fetches[node]
+        if isinstance(answer, KafkaError):
+            self._retry_later(node, describe(answer))
+        elif isinstance(answer, Exception):
+            self._failure = answer  # told to whoever reads
         else:
             refused = [it for part in answer if (it := self._accept(part, offsets)) is not None]
             if refused:
@@ -199,8 +183,6 @@ class KafkaTail:
                 self._retry_later(node, refused[0])
             else:
                 self._retry_at_s.pop(node, None)
-        # not in a `finally`: whoever cancels it has taken it out already
-        del self._fetches[node]
         self._waiting.wake()
 
     def _accept(self, part: Fetched, offsets: Mapping[Partition, int]) -> str | None:
@@ -228,15 +210,11 @@ class KafkaTail:
             _log.warning("broker %s cannot be read from, tried again: %s", node, reason)
         self._retry_at_s[node] = self._loop.time() + RETRY_SECONDS
 
-    def _drop_fetches(self) -> "list[asyncio.Task[None]]":
-        fetches = list(self._fetches.values())
-        for fetch in fetches:
-            fetch.cancel()  # at once: it may be about to put in what it has found
-        self._fetches.clear()
+    def _drop_fetches(self) -> None:
+        self._fetches.clear()  # what still comes of them is nobody's
         self._retry_at_s.clear()
         self._fetched.clear()
         self._failure = None
-        return fetches
 
     # --- the client
 
@@ -245,13 +223,9 @@ class KafkaTail:
         self.rebuilds += 1
         self._on_rebuild("tail", reason)
         client, self._client = self._client, None
-        in_background(self._end(client, self._drop_fetches()))
-
-    @staticmethod
-    async def _end(client: TailClient | None, fetches: "list[asyncio.Task[None]]") -> None:
-        await cancelled(fetches)
+        self._drop_fetches()
         if client is not None:
-            await ended(client)
+            in_background(ended(client))
 
     async def _ready_client(self, max_wait_seconds: float) -> TailClient | None:
         """The client, None if a new one could not be had within the wait."""
@@ -285,4 +259,6 @@ class KafkaTail:
             opening, self._opening = self._opening, None
             await end_opening(opening)
         client, self._client = self._client, None
-        await self._end(client, self._drop_fetches())
+        self._drop_fetches()
+        if client is not None:
+            await ended(client)
