@@ -75,7 +75,7 @@ async def measure(streams: int, *, cold: bool) -> float:
     where: Any = nowhere
     unused: Any = None
     router = ReplyRouter(unused, unused, metrics, [0])
-    router._readers[0] = Reader({}, router._boxes.__contains__)  # noqa: SLF001  no log is opened
+    router._readers[0] = Reader({}, router._boxes.get)  # noqa: SLF001  no log is opened
     cache, timings = ResultCache(DEFAULT_LIMITS, metrics), Timings(metrics)
     waiting = []
     for request_id in ids:
@@ -86,7 +86,7 @@ async def measure(streams: int, *, cold: bool) -> float:
             box.key, asyncio.Event(), unused, lambda *_: -60.0, box, recording=recording
         )
         stream.timing = timings.accepted("standard", 0.0)
-        stream.hand_over_to(Direct(ChunkRenderer(request_id, INFO), Pieces(where, where)))
+        stream.hand_over_to(Direct(ChunkRenderer(request_id, INFO), Pieces(where)))
         waiting.append((stream, asyncio.create_task(stream.next(60.0))))
     records = [step(ids, number) for number in range(STEPS)]
     took_s = 0.0

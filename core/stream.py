@@ -14,6 +14,8 @@ token by token. In log order:
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from sys import intern
+from typing import Any
 
 from schemas.replies import (
     Accepted,
@@ -51,6 +53,8 @@ class StreamState:
     terminal: AnyTerminal | None = None
     gap: bool = False
     """Valid tokens beyond the count were met: the beginning was not read."""
+    follower: Any = None
+    """What `Reader.watched` answered: who follows the request here."""
 
     def total(self) -> int:
         """The position that clients see: tokens of all choices accepted so far."""
@@ -75,11 +79,12 @@ class Reader:
     """Applies the rule to one reply partition.
 
     `floors` are the epochs known before the first record. With `watched`, only requests for which
-    it answers True are followed; epochs are always kept, so memory is bounded by what is watched.
+    it answers something true are followed; epochs are always kept, so memory is bounded by what is
+    watched.
     """
 
     def __init__(
-        self, floors: Mapping[str, int] | None = None, watched: Callable[[Key], bool] | None = None
+        self, floors: Mapping[str, int] | None = None, watched: Callable[[Key], Any] | None = None
     ) -> None:
         self.floors: dict[str, int] = dict(floors or {})
         self.states: dict[Key, StreamState] = {}
@@ -98,6 +103,10 @@ class Reader:
 
     def feed(self, record: ReplyRecord) -> list[Visible]:
         """Takes the next record of the partition; returns what became visible, in order."""
+        return [event for _, event in self.feed_followed(record)]
+
+    def feed_followed(self, record: ReplyRecord) -> list[tuple[Any, Visible]]:
+        """As `feed`, each event with what `watched` answered for its request."""
         if isinstance(record, Fence):
             for q in record.qs:
                 self.raise_floor(q, record.epoch)
@@ -106,19 +115,26 @@ class Reader:
             return self._feed_accepted(record)
         return self._feed_events(record.events)
 
-    def _feed_accepted(self, record: Accepted) -> list[Visible]:
-        key = key_of(record)
-        if self._watched and not self._watched(key):
-            return []
-        state = self.states.setdefault(key, StreamState())
-        if state.accepted or state.origin:
+    def _state(self, tenant: str, request_id: str) -> StreamState | None:
+        """A new one; None for a request that nobody follows."""
+        # the same tenants again and again: one text for all, which is in some cache, not one for each
+        key = (intern(tenant), request_id)
+        follower = self._watched(key) if self._watched else None
+        if self._watched and not follower:
+            return None
+        state = self.states[key] = StreamState(follower=follower)
+        return state
+
+    def _feed_accepted(self, record: Accepted) -> list[tuple[Any, Visible]]:
+        state = self.states.get(key_of(record)) or self._state(record.tenant, record.id)
+        if state is None or state.accepted or state.origin:
             return []
         state.accepted = record
-        return [record]
+        return [(state.follower, record)]
 
-    def _feed_events(self, events: Iterable[AnyEvent]) -> list[Visible]:
-        visible: list[Visible] = []
-        floors, states, watched = self.floors, self.states, self._watched
+    def _feed_events(self, events: Iterable[AnyEvent]) -> list[tuple[Any, Visible]]:
+        visible: list[tuple[Any, Visible]] = []
+        floors, states = self.floors, self.states
         for event in events:
             q, epoch = event.q, event.epoch
             floor = floors.get(q, -1)
@@ -126,15 +142,14 @@ class Reader:
                 continue
             if epoch > floor:
                 floors[q] = epoch
-            key = (event.tenant, event.id)
-            state = states.get(key)
+            state = states.get((event.tenant, event.id))
             if state is None:
-                if watched and not watched(key):
+                state = self._state(event.tenant, event.id)
+                if state is None:
                     continue
-                state = states[key] = StreamState()
             shown = self._accept(state, event)
             if shown is not None:
-                visible.append(shown)
+                visible.append((state.follower, shown))
         return visible
 
     def _accept(self, state: StreamState, event: AnyEvent) -> Visible | None:
@@ -142,7 +157,7 @@ class Reader:
             return None
         origin = (event.q, event.offset)
         if state.origin is None:
-            state.origin = origin
+            state.origin = (intern(event.q), event.offset)
         elif state.origin != origin:
             return None
         state.epoch = event.epoch

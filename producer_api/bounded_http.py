@@ -27,6 +27,7 @@ from producer_api.direct import EXTENSION as PIECES
 from producer_api.direct import Pieces
 from producer_api.error_responses import error_response
 from producer_api.joined_writes import JoinedWrites
+from producer_api.last_body import LastBody, head_of_body
 from producer_api.taking import Taking
 from runtime.metrics import Metrics
 
@@ -76,7 +77,8 @@ class BoundedHttp(HttpToolsProtocol):
         self._taking = Taking(transport, self.limits.stalled_seconds, self.metrics)
         self._cycles: list[Any] = []  # of the requests taken that are not answered yet
         self._departure = Departure(self.flow.resume_reading)
-        self._extensions = {PIECES: Pieces(transport, self.flow), DEPARTURE: self._departure}
+        self._pieces = Pieces(transport)
+        self._extensions = {PIECES: self._pieces, DEPARTURE: self._departure}
         self._await_rest("head")
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -133,11 +135,13 @@ class BoundedHttp(HttpToolsProtocol):
     def pause_writing(self) -> None:
         """Much waits to be sent: it must become less."""
         super().pause_writing()
+        self._pieces.paused = True
         self._taking.watch()
 
     def resume_writing(self) -> None:
         """It was taken."""
         self._taking.stop()
+        self._pieces.paused = False
         super().resume_writing()
 
     def timeout_keep_alive_handler(self) -> None:
@@ -190,15 +194,20 @@ class BoundedHttp(HttpToolsProtocol):
         """
         upgrade = sys.exception()
         assert isinstance(upgrade, httptools.HttpParserUpgrade)
-        framing = (b"content-length", b"transfer-encoding")
-        lines = [b": ".join(pair) + b"\r\n" for pair in self.headers if pair[0] in framing]
         self._upgrade = False
-        self.parser = httptools.HttpRequestParser(_BodyOf(self))
+        self.parser = httptools.HttpRequestParser(
+            LastBody(self.on_body, self._last_message_complete)
+        )
         try:
-            self.parser.feed_data(b"".join([b"POST / HTTP/1.1\r\n", *lines, b"\r\n"]))
+            self.parser.feed_data(head_of_body(self.headers))
             self.parser.feed_data(self._piece[upgrade.args[0] :])
         except httptools.HttpParserError:
             self.send_400_response("Invalid HTTP request received.")
+
+    def _last_message_complete(self) -> None:
+        if not self._ignoring:
+            self.on_message_complete()
+            self._end_behind_answers()
 
     def on_message_complete(self) -> None:
         """A request is there; what comes next is a head."""
@@ -278,20 +287,6 @@ class BoundedHttp(HttpToolsProtocol):
             self.transport.write_eof()
         self.flow.resume_reading()  # what still comes is thrown away
         self.loop.call_later(LINGER_SECONDS, self.transport.close)
-
-
-class _BodyOf:
-    """What a parser tells that is given a body alone; its connection takes no other request."""
-
-    def __init__(self, http: BoundedHttp) -> None:
-        self._http = http
-        self.on_body = http.on_body
-
-    def on_message_complete(self) -> None:
-        """The body is there."""
-        if not self._http._ignoring:  # noqa: SLF001  its other half
-            self._http.on_message_complete()
-            self._http._end_behind_answers()  # noqa: SLF001
 
 
 def bounded_http(limits: Limits, metrics: Metrics) -> type[BoundedHttp]:

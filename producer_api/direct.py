@@ -9,7 +9,7 @@ end of an answer above all, wakes it: the task decides, this only writes.
 import asyncio
 from collections.abc import Iterable, Mapping
 from time import monotonic
-from typing import Any, Protocol
+from typing import Any
 
 from core.stream import Visible
 from producer_api.rendering import Renderer
@@ -18,24 +18,19 @@ EXTENSION = "inferlog.pieces"
 """Where a server offers `Pieces` in `scope["extensions"]`; under any other, tasks do all the writing."""
 
 
-class Flow(Protocol):
-    """Whether the connection takes more (uvicorn's flow control)."""
-
-    write_paused: bool
-
-
 class Pieces:
     """Writes pieces of a body in chunks whose head, and at least one piece, were sent before."""
 
-    __slots__ = ("_flow", "_transport")
+    __slots__ = ("_transport", "paused")
 
-    def __init__(self, transport: asyncio.Transport, flow: Flow) -> None:
+    def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
-        self._flow = flow
+        self.paused = False
+        """Much waits to be sent: its server says so."""
 
     def ready(self) -> bool:
         """False if whoever writes must wait, or nobody reads any more."""
-        return not (self._flow.write_paused or self._transport.is_closing())
+        return not (self.paused or self._transport.is_closing())
 
     def write(self, piece: bytes) -> None:
         """Sends a piece, not empty, as a chunk."""

@@ -11,6 +11,8 @@ from schemas.replies import Tokens
 
 PACKED_BYTES = 512
 """About what it takes with its containers."""
+EVENTS_MAX = 256
+"""Python has the integers up to this once and for all: a larger count would be an object for each event."""
 
 _HEAD = struct.Struct("<HHI")  # how many ids, the choice, bytes of text
 _ONE = struct.Struct("<HHIq")  # the same with the one id that most events have
@@ -27,20 +29,26 @@ class PackedTokens:
     So each goes on where the one before it of the same choice ended.
     """
 
-    __slots__ = ("_begins", "_common", "_data", "_epoch")
+    __slots__ = ("_begins", "_common", "_data", "_epoch", "count")
 
     def __init__(self, first: Tokens) -> None:
         # not the event: its ids and its text are packed as well
         self._common = (first.id, first.tenant, first.q, first.offset)
         self._epoch = first.epoch
+        self.count = 0
         self._begins: dict[int, int] = {}
         self._data = bytearray()
 
-    def add(self, event: Tokens) -> int:
-        """Takes a plain event; about how many bytes that took, 0: it does not belong here."""
+    @property
+    def bytes(self) -> int:
+        """What all that was taken takes, `PACKED_BYTES` apart."""
+        return len(self._data)
+
+    def add(self, event: Tokens) -> bool:
+        """Takes a plain event; False: it does not belong here, or there is no room."""
         ids, choice = event.token_ids, event.choice
-        if event.epoch != self._epoch:
-            return 0
+        if event.epoch != self._epoch or self.count == EVENTS_MAX:
+            return False
         text = event.text.encode("utf-8", "surrogatepass")
         try:
             if len(ids) == 1:
@@ -52,11 +60,12 @@ class PackedTokens:
                     text,
                 )
         except struct.error:  # no vocabulary has such an id, and no step gives so many
-            return 0
+            return False
         if choice not in self._begins:
             self._begins[choice] = event.seq
         self._data += piece
-        return len(piece)
+        self.count += 1
+        return True
 
     def events(self) -> Iterator[Tokens]:
         """All that was taken, equal to what it was."""

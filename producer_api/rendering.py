@@ -45,6 +45,11 @@ def frame(payload: object, position: int | None = None) -> bytes:
     return head + b"data: " + orjson.dumps(payload) + b"\n\n"
 
 
+def _piece(position: int, around: tuple[bytes, bytes], text: str) -> bytes:
+    before, behind = around
+    return b"id: %d\n%b%b%b" % (position, before, orjson.dumps(text), behind)
+
+
 def usage_object(usage: TokenUsage) -> dict[str, Any]:
     """OpenAI's usage."""
     return {
@@ -143,6 +148,12 @@ class ChunkRenderer:
 
     def _tokens(self, event: Tokens, frames: list[bytes]) -> None:
         ends_at, choice = self.position + len(event.token_ids), event.choice
+        around = self._around.get(choice)
+        if around and event.text and event.logprobs is None and event.finish_reason is None:
+            # as most are: plain, behind others of its choice that were shown
+            self.position = ends_at
+            frames.append(_piece(ends_at, around, event.text))
+            return
         if ends_at < self._after:
             self.position = ends_at
             self._roles.add(choice)
@@ -157,11 +168,9 @@ class ChunkRenderer:
         if event.token_ids and ends_at == self._after:
             pass  # it was the last one told
         elif event.text and event.logprobs is None:
-            before, behind = self._around.get(choice) or self._cut(choice)
-            text = orjson.dumps(event.text)
-            frames.append(b"id: %d\n%b%b%b" % (ends_at, before, text, behind))
+            frames.append(_piece(ends_at, around or self._cut(choice), event.text))
         elif event.text or event.logprobs:
-            frames.append(frame(self._piece(event), self.position))
+            frames.append(frame(self._with_logprobs(event), self.position))
         # the end of a choice lies at its last token's position: it is told again from there on
         if event.finish_reason is not None:
             final: Any = {} if self._chat else ""
@@ -176,7 +185,7 @@ class ChunkRenderer:
         self._around[choice] = before, behind
         return before, behind
 
-    def _piece(self, event: Tokens) -> dict[str, Any]:
+    def _with_logprobs(self, event: Tokens) -> dict[str, Any]:
         if self._chat:
             logprobs = chat_logprobs(event.logprobs)
             return self._chunk(event.choice, {"content": event.text}, None, logprobs)

@@ -99,7 +99,7 @@ class ReplyRouter:
                 self._fence_tail,
                 partition.index,
                 ends[partition],
-                self._boxes.__contains__,
+                self._boxes.get,
             )
             self._readers[partition.index] = begin.reader
             positions[partition] = begin.position
@@ -184,10 +184,9 @@ class ReplyRouter:
             self._metrics.log_faults.labels("undecodable_reply").inc()
             _log.error("undecodable record on replies/%s at %s: %s", partition, offset, error)
             return
-        boxes = self._boxes
-        for event in self._readers[partition].feed(record):
-            box = boxes.get((event.tenant, event.id))
-            if box is None:
+        box: Mailbox
+        for box, event in self._readers[partition].feed_followed(record):
+            if box.overflowed:
                 continue
             if not box.put(event):
                 self._metrics.mailbox_drops.inc()

@@ -57,9 +57,9 @@ class Recording:
 
     __slots__ = (
         "_cache",
-        "_held",
         "_packing",
         "_parts",
+        "_room",
         "bytes",
         "ends_s",
         "key",
@@ -69,12 +69,12 @@ class Recording:
     def __init__(self, cache: "ResultCache", key: Key) -> None:
         self.key = key
         self.bytes = 0
-        """About how much memory it is counted for; `_held` is what it has."""
-        self._held = 0
+        """About how much memory it takes."""
         self.unpacked_bytes = 0
         """About how much memory each of its readers takes."""
         self._parts: list[Visible | PackedTokens] = []
         self._packing: PackedTokens | None = None
+        self._room = 0  # so much of it is counted already
         self.ends_s = 0.0
         self._cache: ResultCache | None = cache
 
@@ -83,9 +83,7 @@ class Recording:
         for event in events:
             if self._cache is None:
                 return
-            if type(event) is Tokens and is_plain(event) and self._pack(event):
-                if self._held > self.bytes:
-                    self._cache.grow(self, max(GRAIN_BYTES, self._held - self.bytes))
+            if type(event) is Tokens and is_plain(event) and self._pack(self._cache, event):
                 continue
             if isinstance(event, Accepted | Started) and _is_not_for_keeping(event.info):
                 self.close()
@@ -94,25 +92,29 @@ class Recording:
             self._parts.append(event)
             size = size_of(event)
             self.unpacked_bytes += size
-            self._held += size
-            self._cache.grow(self, self._held - self.bytes)
+            self._cache.grow(self, size)
             if is_terminal(event) and self._cache is not None:
                 self._cache.finish(self)
 
-    def _pack(self, event: Tokens) -> bool:
+    def _pack(self, cache: "ResultCache", event: Tokens) -> bool:
         """Tokens behind others are packed."""
-        packing, size = self._packing, 0
-        if packing is None or not (size := packing.add(event)):
-            if not (self._parts and type(self._parts[-1]) is Tokens):
+        packing, new_bytes = self._packing, 0
+        if packing is None or not packing.add(event):
+            if not (self._parts and type(self._parts[-1]) in (Tokens, PackedTokens)):
                 return False  # the first, or the only one
             packing = PackedTokens(event)
-            if not (size := packing.add(event)):
+            if not packing.add(event):
                 return False
-            size += PACKED_BYTES
-            self._packing = packing
+            self._packing, self._room = packing, 0
             self._parts.append(packing)
-        self._held += size
-        self.unpacked_bytes += EVENT_BYTES + UNPACKED_TIMES * size
+            new_bytes = PACKED_BYTES
+        if packing.bytes > self._room:
+            # by the grain: what is counted with each event would be three more objects for each
+            more = max(GRAIN_BYTES, packing.bytes - self._room)
+            self._room += more
+            events = more * packing.count // packing.bytes
+            self.unpacked_bytes += EVENT_BYTES * events + UNPACKED_TIMES * more
+            cache.grow(self, more + new_bytes)
         return True
 
     async def events(self) -> list[Visible]:

@@ -174,9 +174,10 @@ class ReplyStream:
         """
         self._sink = sink
         if self._mailbox is not None:
-            self._mailbox.hand_over = self._hand_over
+            self._mailbox.taker = self
 
-    def _hand_over(self, events: list[Visible]) -> bool:
+    def hand_over(self, events: list[Visible]) -> bool:
+        """For the mailbox, when somebody waits in `next`; False: these must go that way."""
         sink = self._sink
         if sink is None or self._abandoned or not self._spoken:
             return False
@@ -280,7 +281,7 @@ class ReplyStream:
         """Lets go of mailbox, log and recording. Idempotent."""
         if self._mailbox is not None:
             self._mailbox.close()
-            self._mailbox.hand_over = None  # it leads back here, and the collector runs rarely
+            self._mailbox.taker = None  # it leads back here, and the collector runs rarely
         self._sink = None
         if self._on_close is not None:
             self._on_close()

@@ -29,7 +29,7 @@ async def late_reader(
     fence_tail: FenceTail,
     partition: int,
     position: int,
-    watched: Callable[[Key], bool] | None = None,
+    watched: Callable[[Key], object] | None = None,
 ) -> LateStart:
     """Makes a reader that will see all that is visible from `position` of a reply partition on.
 

@@ -183,7 +183,7 @@ class Connection:
     """A transport and its flow control."""
 
     def __init__(self) -> None:
-        self.write_paused = self.closing = False
+        self.closing = False
         self.written = b""
 
     def is_closing(self) -> bool:
@@ -195,13 +195,13 @@ class Connection:
 
 def test_a_piece_is_one_chunk_and_nothing_is_written_to_who_cannot_take_it() -> None:
     here = Connection()
-    pieces = Pieces(here, here)  # type: ignore[arg-type]  # the part of a transport that is used
+    pieces = Pieces(here)  # type: ignore[arg-type]  # the part of a transport that is used
     assert pieces.ready()
     pieces.write(b"x" * 300)
     assert here.written == b"12c\r\n" + b"x" * 300 + b"\r\n"
-    here.write_paused = True
+    pieces.paused = True
     assert not pieces.ready()
-    here.write_paused, here.closing = False, True
+    pieces.paused, here.closing = False, True
     assert not pieces.ready()
 
 
