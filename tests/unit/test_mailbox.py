@@ -5,6 +5,7 @@ import time
 from typing import Any
 
 import msgspec
+import pytest
 
 from producer_api.mailbox import Mailbox
 from schemas.replies import TokenLogprob
@@ -70,3 +71,18 @@ async def test_log_probabilities_count_against_the_bound_in_bytes() -> None:
     assert all(light.put(tokens(1, text="a")) for _ in range(100))
     assert not all(loaded.put(heavy) for _ in range(100))
     assert loaded.take() == []
+
+
+async def test_who_was_let_go_and_has_not_gone_yet_takes_no_wake_up_from_the_next() -> None:
+    box = mailbox()
+    first = asyncio.create_task(box.wait(60.0))
+    await asyncio.sleep(0)
+    box.wake()
+    second = box.wait(60.0)
+    future: Any = second.send(None)  # it waits now, before the first has gone
+    await first
+    box.wake()
+    assert future.done()
+    with pytest.raises(StopIteration):
+        second.send(None)
+    box.close()

@@ -195,6 +195,29 @@ async def test_a_waiting_reader_is_woken_once_there_is_something(place: Place) -
     assert box.take() == []
 
 
+async def test_all_who_wait_are_let_go_when_the_replica_goes_away(place: Place) -> None:
+    boxes = [place.watch(), place.watch(OTHER_ID)]
+    waiting = [asyncio.create_task(box.wait(60.0)) for box in boxes]
+    await asyncio.sleep(0)
+    place.router.wake()
+    await asyncio.wait_for(asyncio.gather(*waiting), 1.0)
+    for box in boxes:
+        box.close()
+
+
+async def test_a_dropped_mailbox_takes_nothing_more_and_a_new_one_begins_anew(place: Place) -> None:
+    """Of one record, too: what became visible in it was found before the first of it was put in."""
+    old = place.watch(events_max=2)
+    many = tuple(event for seq in range(5) for event in tokens(seq).events)
+    await place.append(accepted(), started(), Events(events=many))
+    assert old.overflowed
+    assert place.metrics.mailbox_drops._value.get() == 1
+    new = place.watch()
+    await place.append(accepted(), started(), tokens(0))
+    assert kinds(new.take()) == ["Accepted", "Started", "Tokens"]
+    assert old.take() == []
+
+
 async def test_an_undecodable_record_is_counted_and_passed_over(place: Place) -> None:
     box = place.watch()
     await place.append(accepted(), b"\xff{", b"", started(), tokens(0))

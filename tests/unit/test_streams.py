@@ -4,11 +4,13 @@ import asyncio
 import time
 from collections.abc import Callable
 
+import pytest
+
 from core.limits import Limits
 from core.stream import Visible
 from producer_api.mailbox import Mailbox
 from producer_api.scan_member import Member
-from producer_api.streams import ReplyStream
+from producer_api.streams import ReplyStream, ShuttingDown
 from schemas.replies import Accepted, Expired, Finished, TokenUsage
 from schemas.requests import CHAT, RequestInfo
 
@@ -107,3 +109,26 @@ async def test_a_member_that_was_too_slow_is_no_longer_at_the_end() -> None:
     member.park(9, None)
     assert not member.at_end
     assert member.end is None  # a later one, taken when it goes on, decides
+
+
+async def test_the_end_of_a_replica_is_told_at_once() -> None:
+    """However long there was to wait, and also to who comes back for more only then."""
+    shutdown, box = asyncio.Event(), Mailbox(KEY, 10, 1000)
+    stream = ReplyStream(KEY, shutdown, lambda _: FakeSource(), late_for(-600.0), box)
+    waiting = asyncio.create_task(stream.next(300.0))
+    await asyncio.sleep(0.01)
+    shutdown.set()
+    box.wake()  # as the router does it
+    for asked in (waiting, stream.next(300.0)):
+        with pytest.raises(ShuttingDown):
+            await asyncio.wait_for(asked, 1.0)
+    await stream.close()
+
+
+async def test_who_waits_for_his_mailbox_hears_that_the_time_is_over_when_it_is() -> None:
+    box = Mailbox(KEY, 10, 1000)
+    stream = stream_of(FakeSource([], [ACCEPTED, FINISHED]), late=-0.3, mailbox=box)
+    began_s = time.monotonic()
+    assert await asyncio.wait_for(stream.next(300.0), 2.0) == [ACCEPTED, FINISHED]
+    assert time.monotonic() - began_s > 0.29
+    await stream.close()
