@@ -69,7 +69,7 @@ class Mailbox(Waiting):
     def wake(self) -> None:
         """Called once per batch of the reader, after its puts."""
         waiter = self._waiter
-        if waiter is None:
+        if waiter is None or waiter.done():
             return
         if self.taker is not None and self._events:
             try:
@@ -77,10 +77,9 @@ class Mailbox(Waiting):
                     self.take()
                     return
             except Exception as error:  # noqa: BLE001  it is the waiter's: the reader serves others, too
-                if not waiter.done():
-                    waiter.set_exception(error)
+                waiter.set_exception(error)
                 return
-        super().wake()
+        waiter.set_result(None)
 
     def take(self) -> list[Visible]:
         """All that has arrived."""

@@ -18,6 +18,7 @@ WAIT_SLICE_SECONDS = 1.0
 """What is read back from the log is asked so often whether it comes to nothing."""
 CLOCK_SECONDS = 5.0
 """The broker's clock is heard anew so often, for when a request has run out of time."""
+LEAST_SECONDS = 0.001
 
 LateBy = Callable[[str, float | None], float]
 """For how many seconds a request (id, its total deadline if known) has counted as expired if it has
@@ -204,9 +205,9 @@ class ReplyStream:
         if self._ahead:
             return False
         late_s = self._late_by(self.request_id, self._total_seconds)
-        if late_s <= 0:
-            # not asked for every token
-            self._on_time_until_s = now_s + min(-late_s, CLOCK_SECONDS)
+        if late_s < 0:
+            # not asked for every token; a clock that stands still for a moment must not be waited for at once
+            self._on_time_until_s = now_s + max(LEAST_SECONDS, min(-late_s, CLOCK_SECONDS))
             return False
         if self._source is None or self._asked_s < now_s - late_s:
             if self._mailbox is not None:

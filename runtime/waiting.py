@@ -31,14 +31,13 @@ class Waiting:
         try:
             await waiter
         finally:
-            if self._waiter is waiter:  # it was not woken: somebody else may wait by now
+            if self._waiter is waiter:  # else somebody else waits by now
                 self._waiter = None
 
     def wake(self) -> None:
         """Lets go of whoever waits."""
-        waiter, self._waiter = self._waiter, None
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     def _set_timer(self) -> None:
         if self._timer is not None:
@@ -47,14 +46,12 @@ class Waiting:
 
     def _ring(self) -> None:
         self._timer = None
-        if self._waiter is None:
+        if self._waiter is None or self._waiter.done():
             return
         if self._loop.time() < self._until_s - _EARLY_SECONDS:
             self._set_timer()
         else:
-            Waiting.wake(
-                self
-            )  # its time is over, whatever else a wake means to who inherits from this
+            self._waiter.set_result(None)
 
     def close(self) -> None:
         """Lets go of the timer. Idempotent."""

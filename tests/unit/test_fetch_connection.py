@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import uvloop
+from aiokafka.client import ConnectionGroup
 from aiokafka.conn import create_conn
 from aiokafka.errors import (
     CorrelationIdError,
     IncompatibleBrokerVersion,
     KafkaConnectionError,
+    NodeNotReadyError,
     RequestTimedOutError,
 )
 from aiokafka.protocol.fetch import FetchResponse_v4
@@ -20,6 +22,7 @@ from aiokafka.protocol.fetch import FetchResponse_v4
 from topics.kafka.connecting import connection_closed
 from topics.kafka.fetch_connection import ANSWER_BYTES_MAX, FetchConnection
 from topics.kafka.fetch_protocol import Fetched, FetchRequest
+from topics.kafka.tail_client import TailClient
 from topics.ports import Partition
 
 API_VERSIONS = 18
@@ -199,7 +202,7 @@ async def test_no_length_is_believed_that_nobody_would_send(place: Place) -> Non
 @on_both_loops
 async def test_an_answer_that_cannot_be_read_is_an_error(place: Place) -> None:
     place.broker.answer = lambda number: [framed(number, BODY[:12])]
-    assert isinstance(await place.fetch(), struct.error)
+    assert isinstance(await place.fetch(), KafkaConnectionError)
     assert place.connection.lost
 
 
@@ -210,6 +213,41 @@ async def test_words_that_nobody_asked_for_end_the_connection(place: Place) -> N
     async with asyncio.timeout(5):
         while not place.connection.lost:
             await asyncio.sleep(0.01)
+
+
+async def told_of(client: TailClient) -> list[Fetched] | Exception:
+    told: asyncio.Future[list[Fetched] | Exception] = asyncio.get_running_loop().create_future()
+    client.fetch(0, REQUEST, told.set_result)
+    async with asyncio.timeout(1):
+        return await told
+
+
+@on_both_loops
+async def test_a_connection_that_was_lost_before_it_was_given_away_is_told_at_once(
+    place: Place,
+) -> None:
+    """Its end is told to who had it before: the new one would wait for all of its time."""
+    client = TailClient([], request_timeout_ms=10_000, bootstrap_servers="127.0.0.1:1")
+    client.client._conns[0, ConnectionGroup.COORDINATION] = place.conn
+    place.conn._writer.transport.abort()
+    assert isinstance(await told_of(client), NodeNotReadyError)
+    await client.stop()
+
+
+@on_both_loops
+async def test_the_connection_that_told_the_leaders_is_used_unless_it_is_in_use(
+    place: Place,
+) -> None:
+    client = TailClient([], request_timeout_ms=10_000, bootstrap_servers="127.0.0.1:1")
+    conns = client.client._conns
+    conns[0, ConnectionGroup.DEFAULT] = place.conn
+    place.conn._requests.append(object())
+    assert isinstance(await told_of(client), NodeNotReadyError)  # and no other can be had
+    place.conn._requests.clear()
+    assert await told_of(client) == FOUND
+    assert list(conns) == [(0, ConnectionGroup.COORDINATION)]
+    assert await told_of(client) == FOUND
+    await client.stop()
 
 
 def test_a_broker_that_does_not_speak_it_is_no_place_to_fetch_from() -> None:

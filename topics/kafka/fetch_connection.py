@@ -85,7 +85,8 @@ class FetchConnection(asyncio.Protocol):
             try:
                 found = decode_answer(answer, _HEAD.size)
             except (struct.error, UnicodeDecodeError) as error:
-                self._give_up(CloseReason.OUT_OF_SYNC, error)
+                refused = KafkaConnectionError(f"an answer that cannot be read: {error}")
+                self._give_up(CloseReason.OUT_OF_SYNC, refused)
             else:
                 self._tell(found)
 
@@ -109,8 +110,10 @@ class FetchConnection(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
         self._received.clear()
-        self._before.connection_lost(exc)
-        self._tell(KafkaConnectionError(f"connection closed: {exc or 'by the broker'}"))
+        try:
+            self._before.connection_lost(exc)
+        finally:
+            self._tell(KafkaConnectionError(f"connection closed: {exc or 'by the broker'}"))
 
     def _tell(self, answer: list[Fetched] | Exception) -> None:
         then, self._then = self._then, None

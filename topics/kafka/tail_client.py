@@ -5,14 +5,15 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 from aiokafka.client import AIOKafkaClient, ConnectionGroup
+from aiokafka.conn import CloseReason
 from aiokafka.errors import NodeNotReadyError
 
 from topics.kafka.clients import cancelled
 from topics.kafka.fetch_connection import FetchConnection, Then
 from topics.kafka.fetch_protocol import FetchRequest
 
-_FETCHES = ConnectionGroup.COORDINATION
-"""aiokafka keeps connections apart by these: metadata has the other one, and waits behind no fetch."""
+_METADATA, _FETCHES = ConnectionGroup.DEFAULT, ConnectionGroup.COORDINATION
+"""aiokafka keeps connections apart by these, so a question for leaders waits behind no fetch."""
 
 
 class TailClient:
@@ -47,11 +48,23 @@ class TailClient:
             connection.fetch(request, then)
 
     async def _connected(self, node: int) -> FetchConnection:
+        self._take_over_idle(node)
         conn = await self.client._get_conn(node, group=_FETCHES)  # noqa: SLF001
         if conn is None:
             raise NodeNotReadyError(f"no connection to broker {node}")
+        if not conn.connected() or conn._writer.transport.is_closing():  # noqa: SLF001
+            # whoever is given its transport now is never told that it is lost
+            conn.close(reason=CloseReason.CONNECTION_BROKEN)
+            raise NodeNotReadyError(f"the connection to broker {node} was lost at once")
         connection = self._connections[node] = FetchConnection(conn, self._request_seconds)
         return connection
+
+    def _take_over_idle(self, node: int) -> None:
+        """Makes the connection that told where topics lie one for fetches: most tails ask that but once."""
+        conns = self.client._conns  # noqa: SLF001
+        conn = conns.get((node, _METADATA))
+        if (node, _FETCHES) not in conns and conn is not None and not conn._requests:  # noqa: SLF001
+            conns[node, _FETCHES] = conns.pop((node, _METADATA))
 
     async def stop(self) -> None:
         await cancelled(self._connecting.values())
