@@ -18,7 +18,6 @@ WAIT_SLICE_SECONDS = 1.0
 """What is read back from the log is asked so often whether it comes to nothing."""
 CLOCK_SECONDS = 5.0
 """The broker's clock is heard anew so often, for when a request has run out of time."""
-LEAST_SECONDS = 0.001
 
 LateBy = Callable[[str, float | None], float]
 """For how many seconds a request (id, its total deadline if known) has counted as expired if it has
@@ -206,8 +205,8 @@ class ReplyStream:
             return False
         late_s = self._late_by(self.request_id, self._total_seconds)
         if late_s < 0:
-            # not asked for every token; a clock that stands still for a moment must not be waited for at once
-            self._on_time_until_s = now_s + max(LEAST_SECONDS, min(-late_s, CLOCK_SECONDS))
+            # not asked for every token
+            self._on_time_until_s = now_s + min(-late_s, CLOCK_SECONDS)
             return False
         if self._source is None or self._asked_s < now_s - late_s:
             if self._mailbox is not None:
@@ -226,7 +225,8 @@ class ReplyStream:
             if events := box.take():
                 return self._note(events)
             # whatever else ends the wait wakes it: its client that left, this replica's end
-            await box.wait(max(0.0, min(wait_seconds, self._on_time_until_s - now_s)))
+            clock_s = self._on_time_until_s - now_s
+            await box.wait(min(wait_seconds, clock_s if clock_s > 0 else WAIT_SLICE_SECONDS))
             return self._note(box.take())
         # from the mailbox to the log, which says again what was delivered: that is passed over
         source = self._source or self._open_source()

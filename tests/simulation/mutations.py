@@ -197,8 +197,8 @@ def expire_what_is_unread(stack: contextlib.ExitStack) -> None:
 def wait_though_over(stack: contextlib.ExitStack) -> None:
     """A client with little patience never hears that its request has expired."""
 
-    async def fetch(self: ReplyStream, wait_seconds: float) -> Any:
-        return await old(self, wait_seconds or 30.0)
+    async def fetch(self: ReplyStream, wait_seconds: float, now_s: float) -> Any:
+        return await old(self, wait_seconds or 30.0, now_s)
 
     old = _put(stack, ReplyStream, "_fetch", fetch)
 
