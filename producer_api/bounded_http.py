@@ -87,9 +87,9 @@ class BoundedHttp(HttpToolsProtocol):
         for cycle in self._cycles:
             cycle.disconnected = cycle.disconnected or not cycle.response_complete
             cycle.message_event.set()
-        self._departure.happen()
         self._taking.stop()
         super().connection_lost(exc)
+        self._departure.happen()  # last: it calls others
 
     def data_received(self, data: bytes) -> None:
         """Feeds the parser piece by piece, for as long as the bounds hold."""
