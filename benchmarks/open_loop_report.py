@@ -18,6 +18,7 @@ def show_open_loop(figures: Mapping[str, Any]) -> str:
         rows.append(
             [
                 f"{rate:,}",
+                f"{sum(it['given_up'] for it in repeats):,}",
                 *(spread([it[f"{name}_seconds"] * 1e3 for it in repeats], 1) for name in times),
                 *(
                     f"{max(0.0, statistics.mean(it[f'{part}_loop_late_share'] for it in repeats)):.1%}"
@@ -31,7 +32,14 @@ def show_open_loop(figures: Mapping[str, Any]) -> str:
                 ),
             ]
         )
-    head = ["requests/s due", "first token, p50 ms", "p95", "p99", "whole answer, p99 ms"]
+    head = [
+        "requests/s due",
+        "not sent",
+        "first token, p50 ms",
+        "p95",
+        "p99",
+        "whole answer, p99 ms",
+    ]
     head += ["sent late by, p99 ms", "API's loop late by more than 5 ms", "worker's"]
     head += ["API + worker, CPU-µs per request"]
     alone = [

@@ -2,10 +2,12 @@
 
 import hashlib
 import json
+import math
 import os
 import platform
 import statistics
 import subprocess
+import sysconfig
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -15,12 +17,17 @@ from typing import Any, TypeVar
 
 import psutil
 
+from topics.kafka_download import KAFKA_VERSION
+
 RESULTS = Path(__file__).parent / "results"
 KEPT_IN = "INFERLOG_BENCH_RESULTS"
 """The variable that names another folder for results: quick looks must not replace what is kept."""
 UNFINISHED = Path(__file__).parents[1] / "build" / "bench"
 """What was measured by runs that were cut off; git ignores it."""
-PACKAGES = ("aiokafka", "fastapi", "httptools", "msgspec", "sse-starlette", "uvicorn", "uvloop")
+PACKAGES = (
+    *("aiokafka", "fastapi", "httptools", "msgspec", "orjson", "sse-starlette", "starlette"),
+    *("uvicorn", "uvloop"),
+)
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16")
 CHANGES = ("status", "--porcelain", "--untracked-files=no", ".", ":!benchmarks/results", ":!docs")
 """What a run of another benchmark writes is no change of what is measured."""
@@ -165,7 +172,12 @@ class Run:
                 "load_average_before": self._load_before,
                 "load_average_after": load_average(),
             },
-            "versions": {package: _version(package) for package in PACKAGES},
+            "versions": {
+                **{package: _version(package) for package in PACKAGES},
+                "kafka": KAFKA_VERSION,
+                "python_optimised": "--enable-optimizations"
+                in str(sysconfig.get_config_var("CONFIG_ARGS")),
+            },
             "settings": self._settings,
             "figures": dict(figures),
         }
@@ -178,9 +190,9 @@ class Run:
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """Nearest rank."""
+    """Nearest rank: the least value that so large a share of all is not above."""
     ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
 
 def spread(values: Sequence[float], digits: int = 0) -> str:

@@ -99,7 +99,7 @@ class FedPipeline:
         self._number += 1
         request_id = make_request_id(1_700_000_000_000, 0, self._number)
         box = Mailbox((draft.tenant, request_id), 1024, 256 * 1024)
-        stream = ReplyStream(box.key, self._shutdown, self._no_source, lambda *_: -1.0, box)
+        stream = ReplyStream(box.key, self._shutdown, self._no_source, lambda *_: -60.0, box)
         tokens = draft.body.max_tokens or 1
         feed = Feed(box, tokens)
         if tokens <= AT_ONCE_TOKENS:

@@ -1,7 +1,6 @@
 """The first table of docs/performance.md: what was asked for, and what the kept results say."""
 
 import json
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ from benchmarks.tables import table
 from benchmarks.vllm_figures import ratios, steps_added
 
 Figures = Mapping[str, Any]
+BACKLOGS = (1_000, 1_000_000)
 
 
 def _both_us(it: Mapping[str, float]) -> float:
@@ -61,12 +61,8 @@ def _gateway(figures: Figures) -> str:
 
 
 def _backlog(figures: Figures) -> str:
-    depths = sorted({it["depth"] for it in figures["cases"]})
-    least, most = (
-        statistics.median(_both_us(it) for it in _of_case(figures, "depth", depth))
-        for depth in (depths[0], depths[-1])
-    )
-    return f"{most / least:.2f}"
+    least, most = (map(_both_us, _of_case(figures, "depth", depth)) for depth in BACKLOGS)
+    return spread([at_most / at_least for at_least, at_most in zip(least, most, strict=True)], 2)
 
 
 def _memory(figures: Figures) -> str:

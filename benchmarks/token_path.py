@@ -41,9 +41,7 @@ INFO = RequestInfo(endpoint=CHAT, model="scripted", tier="standard")
 
 
 class Nowhere:
-    """A transport and its flow control that take everything."""
-
-    write_paused = False
+    """A transport that takes everything."""
 
     def __init__(self) -> None:
         self.bytes = 0

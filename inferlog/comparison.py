@@ -3,8 +3,11 @@
 A result (`benchmarks/results/*.json`) holds figures nested to any depth. Lists are repeats of the same
 measurement, unless their entries name a case (`CASE_KEYS`): then those of one case are repeats. A number
 with such repeats is a figure; it is compared by its median, and its spread says what that is worth.
+Numbers in a list within a repeat are its trials: their percentiles are the figures, or a single outlier would
+hide all the rest.
 """
 
+import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,9 +31,14 @@ LESS_IS_BETTER = (
     "_mib",
     "_ms_per_",
     "_seconds",
+    "seconds.",
     "_per_request",
     "_per_token",
 )
+
+PERCENTILES = (50, 95)
+TOLERANCE = 0.15
+"""Two readings of one machine's speed (`*_ns`) differ by as much."""
 
 Verdict = Literal["same", "better", "worse", "more", "less", "gone", "new"]
 
@@ -60,7 +68,7 @@ def _case(entry: Mapping[str, Any]) -> str:
     return ",".join(f"{key}={entry[key]}" for key in CASE_KEYS if key in entry)
 
 
-def _walk(path: str, node: Any) -> Iterator[tuple[str, float]]:
+def _walk(path: str, node: Any, *, repeated: bool = False) -> Iterator[tuple[str, float]]:
     if isinstance(node, bool) or node is None or isinstance(node, str):
         return
     if isinstance(node, int | float):
@@ -70,10 +78,15 @@ def _walk(path: str, node: Any) -> Iterator[tuple[str, float]]:
         here = f"{path}[{case}]" if case else path
         for key, value in node.items():
             if key not in CASE_KEYS:
-                yield from _walk(f"{here}.{key}" if here else str(key), value)
+                yield from _walk(f"{here}.{key}" if here else str(key), value, repeated=repeated)
+    elif repeated and node and all(isinstance(it, int | float) for it in node):
+        ordered = sorted(map(float, node))
+        for share in PERCENTILES:
+            rank = math.ceil(share / 100 * len(ordered))
+            yield f"{path}.p{share}", ordered[rank - 1]
     else:
         for value in node:
-            yield from _walk(path, value)
+            yield from _walk(path, value, repeated=True)
 
 
 def series(figures: Mapping[str, Any]) -> dict[str, list[float]]:
@@ -113,6 +126,12 @@ def compare(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
     ]
 
 
+def _alike(key: str, was: Any, now: Any) -> bool:
+    if key.endswith("_ns") and was and now:
+        return bool(abs(now / was - 1) < TOLERANCE)
+    return bool(was == now)
+
+
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Why the two may not be comparable: lines for people."""
     lines: list[str] = []
@@ -121,6 +140,6 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
         lines += [
             f"{part}: {key} was {was.get(key)!r} and is {now.get(key)!r}"
             for key in dict.fromkeys([*was, *now])
-            if not key.startswith("load_average") and was.get(key) != now.get(key)
+            if not key.startswith("load_average") and not _alike(key, was.get(key), now.get(key))
         ]
     return lines

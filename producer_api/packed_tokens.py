@@ -24,7 +24,7 @@ def is_plain(event: Tokens) -> bool:
 
 
 class PackedTokens:
-    """Plain events of one request and epoch, in order, as a reader accepts them.
+    """At most `EVENTS_MAX` plain events of one request and epoch, in order, as a reader accepts them.
 
     So each goes on where the one before it of the same choice ended.
     """

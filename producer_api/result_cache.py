@@ -8,7 +8,6 @@ import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from itertools import islice
 
 from core.limits import Limits
 from core.stream import Key, Visible, is_terminal
@@ -21,8 +20,6 @@ EVENT_BYTES = 512
 """About what an event takes with its id, tenant, origin and containers."""
 TOKEN_BYTES = 40
 LOGPROB_BYTES = 256
-UNPACKED_AT_ONCE = 1_000
-"""Events: about a millisecond of the loop."""
 UNPACKED_TIMES = 5
 """Ids and texts that are packed take so many times as much in events: eight bytes are forty."""
 GRAIN_BYTES = 512
@@ -122,10 +119,8 @@ class Recording:
         found: list[Visible] = []
         for part in list(self._parts):
             if isinstance(part, PackedTokens):
-                unpacked = part.events()
-                while some := list(islice(unpacked, UNPACKED_AT_ONCE)):
-                    found += some
-                    await asyncio.sleep(0)
+                found += part.events()
+                await asyncio.sleep(0)
             else:
                 found.append(part)
         return found

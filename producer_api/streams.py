@@ -15,7 +15,7 @@ from producer_api.timings import Timing
 from schemas.replies import Accepted, Expired, Started, Tokens
 
 WAIT_SLICE_SECONDS = 1.0
-"""What is read back from the log is asked so often whether it comes to nothing."""
+"""So often what is read back from the log is asked for anew, and a clock that has said nothing."""
 CLOCK_SECONDS = 5.0
 """The broker's clock is heard anew so often, for when a request has run out of time."""
 

@@ -24,6 +24,24 @@ def verdicts(old: dict[str, Any], new: dict[str, Any]) -> dict[str, str]:
     return {it.figure: it.verdict for it in compare(result(old), result(new))}
 
 
+def test_of_the_trials_of_a_repeat_percentiles_are_compared() -> None:
+    """Twice as long, but for one outlier, is worse: 0.9 would have hidden it."""
+
+    def rounds(seconds: float) -> dict[str, Any]:
+        trials = [seconds + i / 10_000 for i in range(99)] + [0.9]
+        return {"seconds": [{"beside": trials} for _ in range(3)]}
+
+    assert set(series(rounds(0.1))) == {"seconds.beside.p50", "seconds.beside.p95"}
+    assert set(verdicts(rounds(0.1), rounds(0.2)).values()) == {"worse"}
+    assert set(verdicts(rounds(0.1), rounds(0.1)).values()) == {"same"}
+
+
+def test_two_readings_of_one_machines_speed_are_no_difference() -> None:
+    was, near, far = ({"machine": {"system_call_ns": ns}} for ns in (118.0, 121.0, 220.0))
+    assert differences(was, near) == []
+    assert len(differences(was, far)) == 1
+
+
 def test_entries_of_a_list_are_repeats_unless_they_name_a_case() -> None:
     figures = {
         "accept": repeats("api_cpu_us_per_request", 1, 2),

@@ -60,7 +60,7 @@ class TailClient:
         return connection
 
     def _take_over_idle(self, node: int) -> None:
-        """Makes the connection that told where topics lie one for fetches: most tails ask that but once."""
+        """Makes the connection that told where topics lie one for fetches: scans ask that but once."""
         conns = self.client._conns  # noqa: SLF001
         conn = conns.get((node, _METADATA))
         if (node, _FETCHES) not in conns and conn is not None and not conn._requests:  # noqa: SLF001
