@@ -17,9 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.results_file import KEPT_IN, RESULTS, UNFINISHED, code_state
-
-QUICK_RESULTS = UNFINISHED.parent / "bench-quick"
+from benchmarks.results_file import KEPT_IN, QUICK_RESULTS, RESULTS, UNFINISHED, code_state
 
 
 class Bench(NamedTuple):

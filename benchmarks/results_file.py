@@ -21,7 +21,9 @@ from topics.kafka_download import KAFKA_VERSION
 
 RESULTS = Path(__file__).parent / "results"
 KEPT_IN = "INFERLOG_BENCH_RESULTS"
-"""The variable that names another folder for results: quick looks must not replace what is kept."""
+"""The variable that names the folder for results, whatever is in it."""
+QUICK_RESULTS = Path(__file__).parents[1] / "build" / "bench-quick"
+"""For quick looks, which must not replace what is kept."""
 UNFINISHED = Path(__file__).parents[1] / "build" / "bench"
 """What was measured by runs that were cut off; git ignores it."""
 PACKAGES = (
@@ -151,8 +153,11 @@ class Run:
         self._unfinished.unlink(missing_ok=True)
 
     def keep(self, figures: Mapping[str, Any]) -> Path:
-        """Writes `results/<name>.json`; the one before is in the history."""
-        folder = Path(os.environ.get(KEPT_IN, RESULTS))
+        """Writes `results/<name>.json`; the one before is in the history.
+
+        If that one was measured with other settings it stays, unless `KEPT_IN` says so: this is a quick look then.
+        """
+        folder = Path(os.environ.get(KEPT_IN) or self._folder())
         model, flags = _cpu()
         memory_gib = psutil.virtual_memory().total / 2**30
         kept = {
@@ -187,6 +192,14 @@ class Run:
         self.forget()
         print(f"kept in {folder.name}/{path.name}")
         return path
+
+    def _folder(self) -> Path:
+        try:
+            kept = json.loads((RESULTS / f"{self._name}.json").read_text())["settings"]
+        except FileNotFoundError:
+            return RESULTS
+        same = json.loads(json.dumps(self._settings, default=str)) == kept
+        return RESULTS if same else QUICK_RESULTS
 
 
 def percentile(values: Sequence[float], share: float) -> float:

@@ -115,3 +115,16 @@ def test_the_house_runs_what_failed_or_was_left_and_forgets_only_when_all_is_don
     assert ran(monkeypatch, ["pipeline"]) == [], "it was done, and so it stays"
     assert ran(monkeypatch, names) == ["cancels"]
     assert ran(monkeypatch, names) == names, "all was done: the next call begins anew"
+
+
+def test_a_run_with_other_settings_than_the_kept_one_replaces_nothing(
+    folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(KEPT_IN)
+    monkeypatch.setattr(results_file, "RESULTS", folders / "results")
+    monkeypatch.setattr(results_file, "QUICK_RESULTS", folders / "quick")
+    whole = Run("some", {"repeats": 5, "cases": (1, 2)}).keep({"a": 1})
+    assert whole.parent.name == "results"
+    assert Run("some", {"repeats": 1, "cases": (1, 2)}).keep({"a": 2}).parent.name == "quick"
+    assert json.loads(whole.read_text())["figures"] == {"a": 1}
+    assert Run("some", {"repeats": 5, "cases": (1, 2)}).keep({"a": 3}) == whole
