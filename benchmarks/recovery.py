@@ -1,12 +1,14 @@
-"""What a takeover costs by the number of requests that were running, and beside a backlog.
+"""What a takeover costs by the number of requests that were running, beside a backlog, on a long log.
 
     python -m benchmarks.recovery
 
 For each case one worker on a real Kafka runs so many requests (the suspects of the takeover to come),
-and so many more wait behind them on the same topic. The worker is killed; `inferlog up` starts it
+and so many more wait behind them on the same topic. On `replies` lie records of other workers: some were
+there before, some come while the suspects run. The worker is killed; `inferlog up` starts it
 again, and the new process takes the partitions over: it must read what had been said of the suspects,
-and nothing of the backlog. Measured: from the kill to the next token of each request (start of the
-process included), the takeover itself (the worker's own metric), and memory.
+hence all that lies between, but nothing of the backlog, nor of what was there before. Measured: from the kill
+to the next token of each request (start of the process included), the takeover itself (the worker's own
+metric), and memory.
 """
 
 import argparse
@@ -17,17 +19,18 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable, Collection, Sized
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from benchmarks.results_file import Run, percentile
+from benchmarks.scale_report import show_recovery
 from benchmarks.stack import RunningStack
 from core.stream import Key, Reader
 from schemas.codec import decode_reply, encode
 from schemas.envelope import request_headers
 from schemas.ids import RANDOM_BITS, make_request_id
-from schemas.replies import Tokens
+from schemas.replies import Events, Tokens
 from schemas.requests import COMPLETIONS, Body, Deadlines, Request
 from topics.catalogue import REPLIES, request_topic
 from topics.kafka import KafkaLog
@@ -38,7 +41,31 @@ HISTORY_SECONDS = 10.0  # for so long the requests speak before the kill
 ANSWER_TOKENS = 100_000
 RESUME_SECONDS = 120.0
 TOPIC = request_topic("default", "standard")
-CASES = ((10, 0), (100, 0), (1000, 0), (100, 100_000), (1000, 100_000))
+REPEATS = 3
+OTHER_TENANT = "of other workers"
+OTHERS = 16
+"""Requests of other workers, each with a token in each of their records."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """So many running requests, requests behind them, and records of other workers on `replies`."""
+
+    suspects: int
+    backlog: int = 0
+    before: int = 0
+    beside: int = 0
+
+
+CASES = (
+    Case(suspects=10),
+    Case(suspects=100),
+    Case(suspects=1000),
+    Case(suspects=1000, backlog=100_000),
+    Case(suspects=100, before=100_000),
+    Case(suspects=100, beside=20_000),
+    Case(suspects=100, beside=100_000),
+)
 
 
 @dataclass
@@ -60,7 +87,7 @@ class Heard:
 async def listen(log: KafkaLog, heard: Heard) -> None:
     """Feeds `heard` from now on, for ever."""
     count = await log.partition_count(REPLIES)
-    readers = [Reader() for _ in range(count)]
+    readers = [Reader(watched=lambda key: key[0] != OTHER_TENANT) for _ in range(count)]
     tail = await log.tail({Partition(REPLIES, index): 0 for index in range(count)})
     try:
         while True:
@@ -102,6 +129,34 @@ async def produce(log: KafkaLog, count: int) -> None:
         await appender.close()
 
 
+async def others_speak(log: KafkaLog, records: int) -> None:
+    """Appends so many records of other workers' tokens, spread over all reply partitions."""
+    partitions = await log.partition_count(REPLIES)
+    now_ms = time.time_ns() // 1_000_000
+    ids = [
+        [make_request_id(now_ms, index, secrets.randbits(RANDOM_BITS)) for _ in range(OTHERS)]
+        for index in range(partitions)
+    ]
+    appender = await log.appender(linger_ms=5)
+    common: Any = {"tenant": OTHER_TENANT, "q": "requests.other.standard/0", "offset": 0}
+    try:
+        for start in range(0, records, 1000):
+            acks = []
+            for number in range(start, min(start + 1000, records)):
+                index, seq = number % partitions, number // partitions
+                events = [
+                    Tokens(
+                        id=it, seq=seq, token_ids=(seq,), text=f"other {seq} ", epoch=1, **common
+                    )
+                    for it in ids[index]
+                ]
+                acks.append(appender.append(REPLIES, index, encode(Events(events=tuple(events)))))
+            for ack in acks:
+                await ack
+    finally:
+        await appender.close()
+
+
 async def until(count: int, values: Callable[[], Sized], seconds: float, what: str) -> None:
     """Waits until `values()` has so many."""
     until_s = time.monotonic() + seconds
@@ -111,8 +166,9 @@ async def until(count: int, values: Callable[[], Sized], seconds: float, what: s
         await asyncio.sleep(0.02)
 
 
-async def measure(suspects: int, backlog: int) -> dict[str, Any]:
-    """One case."""
+async def measure(case: Case) -> dict[str, Any]:
+    """One round on a fresh stack."""
+    suspects = case.suspects
     options = (f"slots={suspects}", f"tokens_per_second={TOKENS_PER_SECOND}")
     words = [
         word for it in (*options, "context_tokens=1000000") for word in ("--engine-option", it)
@@ -126,11 +182,14 @@ async def measure(suspects: int, backlog: int) -> dict[str, Any]:
         listening = asyncio.create_task(listen(log, heard))
         try:
             idle_bytes = stack.memory_bytes("worker")
+            await others_speak(log, case.before)
             await produce(log, suspects)
             await until(suspects, lambda: heard.first_s, 60.0, "requests spoke")
             running = frozenset(heard.first_s)
-            await produce(log, backlog)
-            await asyncio.sleep(HISTORY_SECONDS)
+            began_s = time.monotonic()
+            await produce(log, case.backlog)
+            await others_speak(log, case.beside)
+            await asyncio.sleep(max(0.0, began_s + HISTORY_SECONDS - time.monotonic()))
             running_bytes = stack.memory_bytes("worker")
             (killed,) = stack.processes("worker")
             killed_s = time.monotonic()
@@ -148,8 +207,7 @@ async def measure(suspects: int, backlog: int) -> dict[str, Any]:
             await asyncio.gather(listening, return_exceptions=True)
             await log.close()
         return {
-            "suspects": suspects,
-            "backlog": backlog,
+            **asdict(case),
             "resumed": int(resumed),
             "started_from_the_backlog": len(heard.first_s) - suspects,
             "kill_to_next_token_seconds": {
@@ -167,6 +225,11 @@ async def measure(suspects: int, backlog: int) -> dict[str, Any]:
         }
 
 
+def name_of(case: Case) -> str:
+    """For people."""
+    return ", ".join(f"{value:,} {name}" for name, value in asdict(case).items() if value)
+
+
 def peak_bytes(pid: int) -> int:
     """The most memory that a process ever held (Linux)."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
@@ -176,18 +239,17 @@ def peak_bytes(pid: int) -> int:
 
 
 def main() -> None:
+    """Measures, prints, keeps."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--repeats", type=int, default=3, help="of each case (default 3)")
-    chosen = parser.parse_args()
-    run = Run("recovery", {"repeats": chosen.repeats, "tokens_per_second": TOKENS_PER_SECOND})
-    measured: list[dict[str, Any]] = []
-    for turn in range(chosen.repeats):
-        for case in CASES if turn % 2 == 0 else reversed(CASES):
-            measured.append(asyncio.run(measure(*case)))
-            print(measured[-1], flush=True)
-    run.keep({"cases": measured})
+    parser.add_argument("--repeats", type=int, default=REPEATS, help="of each case")
+    repeats = parser.parse_args().repeats
+    settings = {"repeats": repeats, "tokens_per_second": TOKENS_PER_SECOND, "others": OTHERS}
+    run = Run("recovery", {**settings, "cases": [asdict(it) for it in CASES]})
+    figures = {"cases": run.by_turns(CASES, repeats, name_of, lambda it: asyncio.run(measure(it)))}
+    print(show_recovery(figures))
+    run.keep(figures)
 
 
 if __name__ == "__main__":

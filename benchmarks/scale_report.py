@@ -123,10 +123,31 @@ def show_late_followers(figures: Figures) -> str:
     return table([*head, "p50 ms", "p95 ms"], rows)
 
 
+def show_recovery(figures: Figures) -> str:
+    """The table of `benchmarks.recovery`."""
+    rows = []
+    axes = ("suspects", "backlog", "before", "beside")
+    for case in dict.fromkeys(tuple(it[axis] for axis in axes) for it in figures["cases"]):
+        repeats = [it for it in figures["cases"] if tuple(it[axis] for axis in axes) == case]
+        peaks = [it["memory_mib"]["peak_of_the_new_process"] for it in repeats]
+        rows.append(
+            [
+                *(f"{count:,}" for count in case),
+                spread([it["kill_to_next_token_seconds"]["p95"] for it in repeats], 2),
+                spread([it["cpu_seconds_since_start"] for it in repeats], 2),
+                spread(peaks),
+            ]
+        )
+    head = ["running requests", "waiting behind them", "records of others, from before", "beside"]
+    head += ["kill to next token, p95 s", "CPU-s of the new process", "its peak memory, MiB"]
+    return table(head, rows)
+
+
 SCALE_SHOWN: dict[str, Callable[[Figures], str]] = {
     "backlog": show_backlog,
     "open_streams": show_open_streams,
     "cancels": show_cancels,
     "replicas": show_replicas,
     "late_followers": show_late_followers,
+    "recovery": show_recovery,
 }
