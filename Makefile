@@ -53,9 +53,9 @@ demo: setup ## Everything at once: an answer, a small load, a worker killed in t
 up: setup ## Start Kafka, workers and the API (ARGS="--workers 2 --port 8000")
 	@$(BIN)/inferlog up --engine $(ENGINE) $(ARGS)
 
-bench: setup ## All benchmarks, quick (20 to 25 minutes) or FULL=1 (about 70; kept); ARGS="--only cancels"
+bench: setup ## All benchmarks, quick (about 25 minutes) or FULL=1 (about 80; kept); ARGS="--only cancels"
 	$(BIN)/python -m benchmarks $(if $(FULL),--full) $(ARGS)
-	$(if $(FULL),$(BIN)/python -m benchmarks.report)
+	$(if $(FULL),$(BIN)/python -m benchmarks.report && $(MAKE) plots)
 
 plots: $(BIN)/uv ## Draw the pictures of docs/performance.md from the kept results
 	bash requirements/bench_environment.sh bench-plots $(BIN)/python

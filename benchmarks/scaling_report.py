@@ -58,6 +58,8 @@ def show_scaling(results: Mapping[str, Figures]) -> str:
     worker_us = _median(results["pipeline"]["at_once"]["whole"], "worker_cpu_us_per_request")
     many = [it for it in results["open_streams"]["cases"] if it["streams"] == 1_000]
     token_us = 1e6 / _median(many, "tokens_per_api_cpu_second")
+    worker_token_us = 1e6 / _median(many, "tokens_per_worker_cpu_second")
+    broker_token_us = statistics.median(it["kafka_cpu_seconds"] / it["tokens"] for it in many) * 1e6
     stream_kib = statistics.median(it["idle_bytes_per_stream"]["api"] for it in many) / 1024
     tokens_per_s = REQUESTS_PER_SECOND * ANSWER_TOKENS
     accept_cores = REQUESTS_PER_SECOND * accept_us / 1e6
@@ -93,8 +95,13 @@ def show_scaling(results: Mapping[str, Figures]) -> str:
         ("workers", f"10,000 / {REQUESTS_PER_WORKER} (assumed)", f"**{workers:.0f}**"),
         (
             "CPU of a worker for the log, cores",
-            f"{REQUESTS_PER_WORKER} x {worker_us:.0f} µs, tokens apart",
-            f"{REQUESTS_PER_WORKER * worker_us / 1e6:.3f}",
+            f"{REQUESTS_PER_WORKER} x ({worker_us:.0f} + {ANSWER_TOKENS} x {worker_token_us:.1f}) µs",
+            f"{REQUESTS_PER_WORKER * (worker_us + ANSWER_TOKENS * worker_token_us) / 1e6:.2f}",
+        ),
+        (
+            "CPU of brokers that hold the only copy, cores",
+            f"1,500,000 x {broker_token_us:.1f} µs (one step, four records)",
+            f"{tokens_per_s * broker_token_us / 1e6:.0f}",
         ),
         (
             "steps of all workers a second",

@@ -1,7 +1,7 @@
 """An answer's head and its body in one write, where they come in one turn of the loop.
 
 The server writes an answer's head by itself, and each write is a system call, a packet and a wake-up of the
-client: a tenth of what an accepted request costs (docs/performance.md).
+client: a tenth of what an accepted request costs.
 """
 
 import asyncio
