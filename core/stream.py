@@ -75,6 +75,10 @@ def key_of(event: AnyEvent | Accepted) -> Key:
     return event.tenant, event.id
 
 
+def _everybody(_: Key) -> bool:
+    return True
+
+
 class Reader:
     """Applies the rule to one reply partition.
 
@@ -88,7 +92,7 @@ class Reader:
     ) -> None:
         self.floors: dict[str, int] = dict(floors or {})
         self.states: dict[Key, StreamState] = {}
-        self._watched = watched
+        self._watched = watched or _everybody
 
     def forget(self, key: Key) -> None:
         """Drops the state of a request; whoever still asks for it must read from its beginning."""
@@ -115,26 +119,27 @@ class Reader:
             return self._feed_accepted(record)
         return self._feed_events(record.events)
 
-    def _state(self, tenant: str, request_id: str) -> StreamState | None:
-        """A new one; None for a request that nobody follows."""
+    def _begin(self, key: Key, follower: Any) -> StreamState:
         # the same tenants again and again: one text for all, which is in some cache, not one for each
-        key = (intern(tenant), request_id)
-        follower = self._watched(key) if self._watched else None
-        if self._watched and not follower:
-            return None
-        state = self.states[key] = StreamState(follower=follower)
+        state = self.states[intern(key[0]), key[1]] = StreamState(follower=follower)
         return state
 
     def _feed_accepted(self, record: Accepted) -> list[tuple[Any, Visible]]:
-        state = self.states.get(key_of(record)) or self._state(record.tenant, record.id)
-        if state is None or state.accepted or state.origin:
+        key = key_of(record)
+        state = self.states.get(key)
+        if state is None:
+            follower = self._watched(key)
+            if not follower:
+                return []
+            state = self._begin(key, follower)
+        if state.accepted or state.origin:
             return []
         state.accepted = record
         return [(state.follower, record)]
 
     def _feed_events(self, events: Iterable[AnyEvent]) -> list[tuple[Any, Visible]]:
         visible: list[tuple[Any, Visible]] = []
-        floors, states = self.floors, self.states
+        floors, states, watched = self.floors, self.states, self._watched
         for event in events:
             q, epoch = event.q, event.epoch
             floor = floors.get(q, -1)
@@ -142,11 +147,13 @@ class Reader:
                 continue
             if epoch > floor:
                 floors[q] = epoch
-            state = states.get((event.tenant, event.id))
+            key = (event.tenant, event.id)
+            state = states.get(key)
             if state is None:
-                state = self._state(event.tenant, event.id)
-                if state is None:
+                follower = watched(key)
+                if not follower:
                     continue
+                state = self._begin(key, follower)
             shown = self._accept(state, event)
             if shown is not None:
                 visible.append((state.follower, shown))
