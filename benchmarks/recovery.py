@@ -6,9 +6,9 @@ For each case one worker on a real Kafka runs so many requests (the suspects of 
 and so many more wait behind them on the same topic. On `replies` lie records of other workers: some were
 there before, some come while the suspects run. The worker is killed; `inferlog up` starts it
 again, and the new process takes the partitions over: it must read what had been said of the suspects,
-hence all that lies between, and what lies up to `clock_skew_seconds` before, but nothing of the backlog. Measured: from the kill
-to the next token of each request (start of the process included), the takeover itself (the worker's own
-metric), and memory.
+hence all that lies between, and what lies up to `clock_skew_seconds` before, but nothing of the backlog.
+Measured: from the kill to the next token of each request (start of the process included), the takeover
+itself (the worker's own metric), and memory.
 """
 
 import argparse
