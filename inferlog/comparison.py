@@ -7,11 +7,12 @@ Numbers in a list within a repeat are its trials: their percentiles are the figu
 hide all the rest.
 """
 
-import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
+
+from inferlog.replay_table import percentile
 
 CASE_KEYS = (
     "depth",
@@ -80,10 +81,8 @@ def _walk(path: str, node: Any, *, repeated: bool = False) -> Iterator[tuple[str
             if key not in CASE_KEYS:
                 yield from _walk(f"{here}.{key}" if here else str(key), value, repeated=repeated)
     elif repeated and node and all(isinstance(it, int | float) for it in node):
-        ordered = sorted(map(float, node))
-        for share in PERCENTILES:
-            rank = math.ceil(share / 100 * len(ordered))
-            yield f"{path}.p{share}", ordered[rank - 1]
+        for percent in PERCENTILES:
+            yield f"{path}.p{percent}", percentile(node, percent)
     else:
         for value in node:
             yield from _walk(path, value, repeated=True)

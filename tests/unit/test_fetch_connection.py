@@ -228,9 +228,14 @@ async def test_a_connection_that_was_lost_before_it_was_given_away_is_told_at_on
 ) -> None:
     """Its end is told to who had it before: the new one would wait for all of its time."""
     client = TailClient([], request_timeout_ms=10_000, bootstrap_servers="127.0.0.1:1")
-    client.client._conns[0, ConnectionGroup.COORDINATION] = place.conn
-    place.conn._writer.transport.abort()
+
+    async def lost_in_this_turn(*_: Any, **__: Any) -> Any:
+        place.conn._writer.transport.abort()
+        return place.conn
+
+    client.client._get_conn = lost_in_this_turn
     assert isinstance(await told_of(client), NodeNotReadyError)
+    assert not place.conn.connected()
     await client.stop()
 
 
