@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from topics.ports import (
+    READ_BYTES_MAX,
     Appended,
     AppendFailed,
     AppendUnknown,
@@ -152,7 +153,8 @@ class MemoryTail:
         self._positions = dict(positions)
 
     async def read(self, max_wait_seconds: float = 0.5, max_records: int = 1000) -> list[Record]:
-        records = await self._log.fetch(lambda: self._positions, max_wait_seconds, max_records)
+        found = await self._log.fetch(lambda: self._positions, max_wait_seconds, max_records)
+        records = within(READ_BYTES_MAX, found)
         for record in records:
             self._positions[Partition(record.topic, record.partition)] = record.offset + 1
         return records
@@ -166,6 +168,15 @@ class MemoryTail:
 
     async def close(self) -> None:
         self._positions = {}
+
+
+def within(room_bytes: int, records: list[Record]) -> list[Record]:
+    """Those up to the one whose value fills so many bytes."""
+    for count, record in enumerate(records, 1):
+        room_bytes -= len(record.value or b"")
+        if room_bytes <= 0:
+            return records[:count]
+    return records
 
 
 def record_bytes(record: Record) -> int:

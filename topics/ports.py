@@ -120,13 +120,19 @@ class Appender(Protocol):
         ...
 
 
+READ_BYTES_MAX = 32 * 1024
+"""A tail's read ends with the record that fills so many bytes of values. Who reads works through it in one
+turn of the event loop, so this is how long that turn is: some 170 tokens, which a replica sends in 2 to 5 ms."""
+
+
 class Tail(Protocol):
     """Reads given partitions by manual assignment: no group, no rebalance."""
 
     async def read(self, max_wait_seconds: float = 0.5, max_records: int = 1000) -> list[Record]:
         """The next records of all partitions, in offset order per partition; [] after the wait.
 
-        Survives a broker that is away (keeps trying). Raises OffsetOutOfRange if a position is not
+        No more than `max_records`, and of READ_BYTES_MAX with the last of them; others have a turn
+        before what is left is given. Survives a broker that is away (keeps trying). Raises OffsetOutOfRange if a position is not
         on the log any more.
         """
         ...

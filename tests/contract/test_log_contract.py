@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from topics.ports import (
+    READ_BYTES_MAX,
     Appended,
     AppendFailed,
     Log,
@@ -106,6 +107,37 @@ async def test_a_read_is_bounded_in_records_and_loses_none(log: Log, make_topic:
             seen += [r.offset for r in records]
             assert tail.position(Partition(topic, 0)) == seen[-1] + 1 if seen else 5
     assert seen == list(range(5, 25))
+    await tail.close()
+
+
+async def test_a_read_is_bounded_in_bytes_and_others_have_a_turn_between(
+    log: Log, make_topic: MakeTopic
+) -> None:
+    topic = await make_topic()
+    value = b"x" * (READ_BYTES_MAX // 10)
+    await append(log, topic, [value] * 55)
+    await append(log, topic, [value * 30], partition=1)
+    tail = await log.tail({Partition(topic, 0): 0, Partition(topic, 1): 0})
+    turns, reading = 0, True
+
+    def turn() -> None:
+        nonlocal turns
+        turns += 1
+        if reading:
+            asyncio.get_running_loop().call_soon(turn)
+
+    turn()
+    seen: list[Record] = []
+    async with asyncio.timeout(20):
+        while len(seen) < 56:
+            before = turns
+            records = await tail.read(max_wait_seconds=5.0)
+            assert turns > before, "whoever reads on at once starves the others"
+            assert sum(len(it.value or b"") for it in records[:-1]) < READ_BYTES_MAX
+            seen += records
+    reading = False
+    assert [it.offset for it in seen if not it.partition] == list(range(55))
+    assert [len(it.value or b"") for it in seen if it.partition] == [len(value) * 30]
     await tail.close()
 
 

@@ -9,7 +9,9 @@ from tests.simulation.cluster import Cluster
 from tests.simulation.groups import Group, SimMember
 from tests.simulation.loop import Process
 from topics.kafka.partitioning import partition_of
+from topics.memory_clients import within
 from topics.ports import (
+    READ_BYTES_MAX,
     Appended,
     AppendFailed,
     AppendUnknown,
@@ -194,7 +196,7 @@ class SimTail:
         until_s = self._cluster.loop.time() + max_wait_seconds
         while True:
             before = self._positions
-            records = self._cluster.take(before, max_records)
+            records = within(READ_BYTES_MAX, self._cluster.take(before, max_records))
             if records:
                 await asyncio.sleep(self._cluster.latency_s())
                 if self._positions is not before:

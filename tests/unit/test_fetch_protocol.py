@@ -20,7 +20,7 @@ HERE = Partition("replies", 3)
 
 
 def batch(
-    *values: bytes,
+    *values: bytes | None,
     offset: int = 0,
     compression: int = 0,
     headers: tuple[tuple[str, bytes], ...] = (),
@@ -32,9 +32,12 @@ def batch(
     return struct.pack(">q", offset) + bytes(builder.build())[8:]
 
 
+ROOM_BYTES = 1 << 20
+
+
 def taken(data: bytes, offset: int, count: int = 100) -> list[Record]:
     records: list[Record] = []
-    FetchedRecords(HERE, data, offset).take(records, count)
+    FetchedRecords(HERE, data, offset).take(records, count, ROOM_BYTES)
     return records
 
 
@@ -90,10 +93,21 @@ def test_headers_and_missing_values() -> None:
 def test_they_are_taken_a_few_at_a_time() -> None:
     records: list[Record] = []
     fetched = FetchedRecords(HERE, batch(b"0", b"1", b"2"), 0)
-    assert fetched.take(records, 2)
-    assert (len(records), fetched.next_offset) == (2, 2)
-    assert not fetched.take(records, 2)
-    assert (len(records), fetched.next_offset) == (3, 3)
+    fetched.take(records, 2, ROOM_BYTES)
+    assert (len(records), fetched.next_offset, fetched.more) == (2, 2, True)
+    fetched.take(records, 2, ROOM_BYTES)
+    assert (len(records), fetched.next_offset, fetched.more) == (3, 3, False)
+
+
+def test_they_are_taken_until_they_fill_the_room() -> None:
+    records: list[Record] = []
+    fetched = FetchedRecords(HERE, batch(b"000", b"111", None, b"22", b"3"), 0)
+    assert fetched.take(records, 100, 4) == -2
+    assert (len(records), fetched.next_offset, fetched.more) == (2, 2, True)
+    assert fetched.take(records, 100, 2) == 0
+    assert (len(records), fetched.next_offset, fetched.more) == (4, 4, True)
+    assert fetched.take(records, 100, 4) == 3
+    assert (len(records), fetched.next_offset, fetched.more) == (5, 5, False)
 
 
 def test_behind_damage_nothing_is_read_and_before_it_all() -> None:
@@ -102,7 +116,8 @@ def test_behind_damage_nothing_is_read_and_before_it_all() -> None:
     records: list[Record] = []
     fetched = FetchedRecords(HERE, batch(b"0", b"1") + bytes(damaged), 0)
     with pytest.raises(CorruptRecordException, match="checksum at 2"):
-        fetched.take(records, 100)
+        fetched.take(records, 100, ROOM_BYTES)
+    assert not fetched.more
     assert [it.value for it in records] == [b"0", b"1"]
     assert fetched.next_offset == 2
 
@@ -122,5 +137,6 @@ def test_what_holds_no_record_is_passed() -> None:
     control[17:21] = struct.pack(">I", calc_crc32c_py(bytes(control[21:])))
     records: list[Record] = []
     fetched = FetchedRecords(HERE, bytes(control), 5)
-    assert not fetched.take(records, 10)
+    assert fetched.take(records, 10, ROOM_BYTES) == ROOM_BYTES
+    assert not fetched.more
     assert (records, fetched.next_offset) == ([], 6)

@@ -101,16 +101,24 @@ class FetchedRecords:
     def __init__(self, partition: Partition, data: bytes, offset: int) -> None:
         self.partition = partition
         self.next_offset = offset
+        self.more = True
         self._records = self._unpack(data)
 
-    def take(self, into: list[Record], count: int) -> bool:
-        """Appends up to so many records; False if there are no more.
+    def take(self, into: list[Record], count: int, room_bytes: int) -> int:
+        """Appends so many records, or until so many bytes of values are filled; returns those left.
 
-        Raises CorruptRecordException behind what was whole: that was appended.
+        `more` says whether there may be others. Raises CorruptRecordException behind what was whole: that
+        was appended.
         """
-        before = len(into)
-        into.extend(islice(self._records, count))
-        return len(into) - before == count
+        self.more = False
+        for record in islice(self._records, count):
+            into.append(record)
+            count -= 1
+            room_bytes -= len(record.value or b"")
+            if room_bytes <= 0:
+                break
+        self.more = not count or room_bytes <= 0
+        return room_bytes
 
     def _unpack(self, data: bytes) -> Iterator[Record]:
         topic, index = self.partition

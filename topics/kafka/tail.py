@@ -20,7 +20,7 @@ from topics.kafka.clients import RECORD_BYTES_MAX, OnRebuild, describe, ended, i
 from topics.kafka.fetch_protocol import Fetched, FetchedRecords, FetchRequest
 from topics.kafka.reading import RETRY_SECONDS, AskEnds, Progress, end_opening
 from topics.kafka.tail_client import OpenClient, TailClient
-from topics.ports import LogError, OffsetOutOfRange, Partition, Record
+from topics.ports import READ_BYTES_MAX, LogError, OffsetOutOfRange, Partition, Record
 
 FETCH_WAIT_MS = 1000
 """How long the broker holds a fetch that finds nothing. A tail's partitions change only when a topic grows
@@ -104,11 +104,11 @@ class KafkaTail:
     def _take(self, most: int) -> list[Record]:
         """Up to so many of what was fetched. Raises KafkaError if the next are damaged."""
         records: list[Record] = []
-        while self._fetched and len(records) < most:
+        room_bytes = READ_BYTES_MAX
+        while self._fetched and len(records) < most and room_bytes > 0:
             part = self._fetched[0]
-            more = False
             try:
-                more = part.take(records, most - len(records))
+                room_bytes = part.take(records, most - len(records), room_bytes)
             except Exception:
                 if not records:  # else the same is met again at the next fetch
                     raise
@@ -116,7 +116,7 @@ class KafkaTail:
                 # at the end of all: who was served asks last, so that none is starved by the others
                 del self._positions[part.partition]
                 self._positions[part.partition] = part.next_offset
-                if not more:
+                if not part.more:
                     self._fetched.popleft()
         return records
 
