@@ -27,7 +27,7 @@ from schemas.requests import CHAT, RequestInfo
 from topics.catalogue import REPLIES, TopicSettings, catalogue
 from topics.fence_tail import FenceTail
 from topics.memory import MemoryAppender, MemoryLog
-from topics.ports import Partition
+from topics.ports import READ_BYTES_MAX, Partition
 
 Q = "requests.default.standard/0"
 INFO = RequestInfo(endpoint=CHAT, model="m", tier="standard")
@@ -247,3 +247,33 @@ async def test_a_tail_that_fell_off_the_log_gives_up_its_boxes_and_reads_on(plac
     await place.append(accepted(OTHER_ID), started(OTHER_ID))
     assert kinds(fresh.take()) == ["Accepted", "Started"]
     assert place.router.reading
+
+
+async def test_a_burst_is_worked_through_in_turns(place: Place) -> None:
+    """No callback may keep the others waiting for over 5 ms: what a read gives is worked through in one."""
+    count = 2000
+    box = Mailbox(("one", ID), count + 2, 1 << 20)
+    place.router.watch(box)
+    await place.append(accepted(), started())
+    place.log.stop()
+    burst = [encode(tokens(seq)) for seq in range(count)]
+    template = place.log.records(Partition(REPLIES, 0))[0]
+    for value in burst:
+        place.log.store(template._replace(value=value))
+    in_turn, held = [0], 2
+
+    def turn() -> None:
+        nonlocal held
+        now = len(box._events or ())
+        in_turn.append(now - held)
+        held = now
+        if held < count + 2:
+            asyncio.get_running_loop().call_soon(turn)
+
+    place.log.start()
+    turn()
+    async with asyncio.timeout(5):
+        while held < count + 2:
+            await asyncio.sleep(0)
+    assert sum(in_turn) == count
+    assert max(in_turn) * len(burst[0]) <= READ_BYTES_MAX + len(burst[-1])
