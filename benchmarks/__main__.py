@@ -2,13 +2,12 @@
 
 Quick (the default): few repeats, results beside the kept ones, to look at. Full: what
 `benchmarks/results` and docs/performance.md hold. What was cut off goes on where it was, if the code is
-the same; `--fresh` begins anew.
+the same; `--fresh` measures what it is to run anew.
 """
 
 import argparse
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -55,17 +54,21 @@ def minutes(benches: Sequence[Bench], full: bool) -> float:
 class House:
     """Runs what is not done yet, and remembers what is."""
 
-    def __init__(self, *, full: bool, fresh: bool) -> None:
+    def __init__(self, *, full: bool) -> None:
         self._full = full
         self._folder = RESULTS if full else QUICK_RESULTS
         self._state = UNFINISHED / f"done-{'full' if full else 'quick'}.json"
-        if fresh:
-            shutil.rmtree(UNFINISHED, ignore_errors=True)
         self._code = code_state()
         self._done: list[str] = []
         if self._state.exists():
             found = json.loads(self._state.read_text())
             self._done = found["done"] if found["code"] == self._code else []
+
+    def forget(self, benches: Sequence[Bench]) -> None:
+        """They are measured anew, also what a run that was cut off had measured of them."""
+        self._done = [it for it in self._done if it not in {bench.module for bench in benches}]
+        for bench in benches:
+            (UNFINISHED / f"{bench.result}.json").unlink(missing_ok=True)
 
     def run(self, benches: Sequence[Bench]) -> int:
         """Exit code: 1 if one of them failed; the others are run all the same."""
@@ -131,7 +134,9 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="NAME")
     words = parser.parse_args()
     benches = [it for it in BENCHES if it.module in words.only]
-    house = House(full=words.full, fresh=words.fresh)
+    house = House(full=words.full)
+    if words.fresh:
+        house.forget(benches)
     code = house.run(benches)
     if not words.full:
         house.say_how_to_compare(benches)

@@ -1,12 +1,35 @@
-"""The least an HTTP server can do: every request gets the same short answer. For measuring clients."""
+"""The least an HTTP server can do: every request gets the same stream of 16 tokens. For measuring clients."""
 
 import asyncio
+import json
 import sys
 
 import httptools
 import uvloop
 
-ANSWER = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
+
+def _chunk(content: str) -> str:
+    delta = {"index": 0, "delta": {"content": content}, "finish_reason": None}
+    chunk = {
+        "id": "chatcmpl-00000000-0000-7000-8000-000000000000",
+        "object": "chat.completion.chunk",
+        "created": 0,
+        "model": "scripted",
+        "choices": [delta],
+    }
+    return f"id: 0.0\ndata: {json.dumps(chunk)}\n\n"
+
+
+def _answer() -> bytes:
+    """As long as the pipeline's: the role, all tokens at once, the end."""
+    body = _chunk("") + _chunk("abcdef.00 " * 16) + _chunk("") + "data: [DONE]\n\n"
+    head = (
+        "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+    )
+    return f"{head}{len(body):x}\r\n{body}\r\n0\r\n\r\n".encode()
+
+
+ANSWER = _answer()
 
 
 class Bare(asyncio.Protocol):

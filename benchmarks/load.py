@@ -64,6 +64,11 @@ class JsonProcess:
             text=True,
         )
 
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
     def ask(self, message: Mapping[str, Any]) -> dict[str, Any]:
         """Blocks until it has answered. Raises SystemExit if it gave up."""
         assert self._process.stdin is not None

@@ -1,6 +1,6 @@
 """Latency under load, by arrivals that keep their schedule (no coordinated omission).
 
-First the generator itself, against a server that does nothing: the highest rate at which it still sends
+First the generator itself, against a server that knows one answer: the highest rate at which it still sends
 on time is its ceiling. Then streams of 16 tokens (the scripted engine gives them at once) at rising
 rates, Poisson arrivals, times counted from when each request was due.
 """
@@ -12,11 +12,12 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from benchmarks.load import JsonProcess
+from benchmarks.loop_lag import lags
 from benchmarks.open_loop_client import Kept, Schedule
-from benchmarks.open_loop_report import show_open_loop
+from benchmarks.open_loop_report import ON_TIME_SECONDS, show_open_loop
 from benchmarks.results_file import Run, percentile
 from benchmarks.server import Server
 from benchmarks.stack import RunningStack, engine_words
@@ -27,8 +28,6 @@ SECONDS = 8.0
 TOKENS = 16
 RATES = (100, 500, 1_000, 1_500, 2_000)
 CEILING_RATES = (1_000, 4_000, 8_000, 12_000, 16_000, 24_000)
-ON_TIME_SECONDS = 0.005
-"""The generator keeps its schedule while 99 % of requests are sent no later than this."""
 
 
 class LoadGenerator(JsonProcess):
@@ -80,36 +79,11 @@ def ceiling(seconds: float) -> list[dict[str, float]]:
                 rate=rate,
                 seconds=seconds,
                 seed=rate,
-                bare=True,
             )
             found.append(figures_of(generator.keep(schedule), rate))
             if found[-1]["late_p99_seconds"] > ON_TIME_SECONDS:
                 break
     return found
-
-
-class Lags(NamedTuple):
-    """Looks at how late an event loop woke a timer: how many, and how many of them within 5 ms."""
-
-    all: float
-    in_time: float
-
-    def less(self, before: "Lags") -> float:
-        """The share of looks since then that found it later."""
-        looks = self.all - before.all
-        # the two were read a moment apart
-        return max(0.0, 1 - (self.in_time - before.in_time) / looks) if looks else 0.0
-
-
-def lags(stack: RunningStack) -> dict[str, Lags]:
-    """Of the API and of the worker, since their start."""
-    name = "inferlog_event_loop_lag_seconds"
-    return {
-        part: Lags(
-            stack.metric(part, f"{name}_count"), stack.metric(part, f"{name}_bucket", 'le="0.005"')
-        )
-        for part in ("api", "worker")
-    }
 
 
 def measure(turn: int, seconds: float) -> list[dict[str, float]]:

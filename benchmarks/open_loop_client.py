@@ -28,9 +28,7 @@ TIMER_SECONDS = 0.001
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schedule:
-    """`rate` requests a second on average, for so long. `bare`: the server is `bare_server`, and its
-    answers say nothing that could be verified.
-    """
+    """`rate` requests a second on average, for so long."""
 
     port: int
     key: str
@@ -40,7 +38,6 @@ class Schedule:
     seconds: float
     seed: int
     first: int = 0
-    bare: bool = False
 
 
 @dataclass(slots=True, kw_only=True)
@@ -87,8 +84,7 @@ class Generator:
         self.kept.late_seconds.append(time.perf_counter() - due_s)
         status, answer = await connection.ask(PATHS[self._it.kind], body)
         ended_s = time.perf_counter()
-        if not self._it.bare:
-            verify(self._order, number, status, answer)
+        verify(self._order, number, status, answer)
         self.kept.first_byte_seconds.append(connection.first_byte_s - due_s)
         self.kept.whole_seconds.append(ended_s - due_s)
         self._idle.append(connection)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.load import Carried, LoadClient, Order
+from benchmarks.loop_lag import lags
 from benchmarks.results_file import Run
 from benchmarks.scale_report import show_open_streams
 from benchmarks.stack import RunningStack, engine_words
@@ -108,7 +109,9 @@ def measure(case: Case) -> dict[str, Any]:
         idle_at_s = int(time.monotonic())
         idle_bytes = {part: stack.memory_bytes(part) for part in ("api", "worker")}
         time.sleep(max(0.0, opened_at_s + case.silent_seconds + MARGIN_SECONDS - time.monotonic()))
+        lag_before = lags(stack)
         first_s, spent = steady(stack, case)
+        late = {part: it.less(lag_before[part]) for part, it in lags(stack).items()}
         carried: Carried = answered.result()
     if any(int(second) < idle_at_s for second in carried.events_at):
         raise SystemExit("a stream spoke before all were open: a longer silence is needed")
@@ -124,6 +127,7 @@ def measure(case: Case) -> dict[str, Any]:
         "tokens": tokens,
         "seconds": len(seconds),
         **{f"{part}_cpu_seconds": it for part, it in spent.items()},
+        **{f"{part}_loop_late_share": it for part, it in late.items()},
         "tokens_per_api_cpu_second": tokens / max(spent["api"], 0.01),
         "tokens_per_worker_cpu_second": tokens / max(spent["worker"], 0.01),
     }

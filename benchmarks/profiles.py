@@ -1,32 +1,43 @@
-"""Where the CPU goes: sampling profiles of API and worker under each load.
+"""Where the CPU goes: sampling profiles of API, worker and load client under each load.
 
     python -m benchmarks.profiles --case accept --part api
 
 Keeps, per case and part, the folded stacks in `build/profiles/`, which git ignores (any viewer of flame
-graphs reads them), and prints the functions that most of the time is spent in: by themselves, and with
-all they call. What waits is left out, but for the thread that serves metrics: py-spy takes its `select`
-for work. Needs py-spy (`pip install py-spy`).
+graphs reads them, speedscope for one), and prints the functions that most of the time is spent in: by
+themselves, and with all they call. What waits is left out, but for the thread that serves metrics: py-spy
+takes its `select` for work. Installs py-spy into `build/bench-profiles` at the first call.
 """
 
 import argparse
 import re
-import shutil
 import subprocess
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
 from benchmarks.load import LoadClient
-from benchmarks.pipeline import STACKS, Bench
+from benchmarks.pipeline import STACKS, Bench, Case
 from benchmarks.stack import RunningStack, engine_words
 
-FOLDER = Path("build/profiles")
+ROOT = Path(__file__).parents[1]
+ENVIRONMENT = "bench-profiles"
+
+FOLDER = ROOT / "build" / "profiles"
 SECONDS = 15
 SAMPLES_PER_SECOND = 250
 SHOWN = 45
-CASES = {case: name for name, (cases, _) in STACKS.items() for case in cases}
-PARTS = ("api", "worker")
+LOADS: dict[str, tuple[Case, tuple[str, ...]]] = {
+    case: (load, options) for cases, options in STACKS.values() for case, load in cases.items()
+} | {
+    "slow_1000": (
+        Case(kind="streamed", requests=1000, clients=1000, tokens=100),
+        ("slots=1024", "tokens_per_second=10"),
+    )
+}
+"""The load and the engine's options: those of `benchmarks.pipeline`, and many slow streams."""
+PARTS = ("api", "worker", "client")
 
 
 def shares(folded: Iterable[str], *, whole: bool) -> list[tuple[str, float]]:
@@ -42,33 +53,40 @@ def shares(folded: Iterable[str], *, whole: bool) -> list[tuple[str, float]]:
     return [(frame, count / total) for frame, count in counts.most_common(SHOWN)]
 
 
+def py_spy() -> Path:
+    """Installed, of a pinned set of its own."""
+    script = ROOT / "requirements" / "bench_environment.sh"
+    subprocess.run(["bash", str(script), ENVIRONMENT, sys.executable], check=True)
+    return ROOT / "build" / ENVIRONMENT / "bin" / "py-spy"
+
+
 def record(pid: int, target: Path, seconds: int) -> "subprocess.Popen[bytes]":
     """Starts py-spy on a process."""
-    spy = shutil.which("py-spy")
-    if spy is None:
-        raise SystemExit("py-spy is not there: pip install py-spy")
-    words = [spy, "record", "--pid", str(pid), "--duration", str(seconds)]
+    words = [str(py_spy()), "record", "--pid", str(pid), "--duration", str(seconds)]
     words += ["--rate", str(SAMPLES_PER_SECOND), "--format", "raw", "--output", str(target)]
     return subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def profile(case: str, parts: Iterable[str], seconds: int) -> None:
-    """Loads a stack with one case for so long, and samples its parts meanwhile."""
+    """Loads a stack with one case for so long, and samples the parts meanwhile."""
     FOLDER.mkdir(parents=True, exist_ok=True)
-    cases, options = STACKS[CASES[case]]
+    of_load, options = LOADS[case]
     with (
         tempfile.TemporaryDirectory(prefix="inferlog-profile-") as folder,
         RunningStack(Path(folder), *engine_words(*options)) as stack,
         LoadClient() as load,
     ):
         bench = Bench(stack, load)
-        bench.measure(cases[case])
+        bench.measure(of_load)
         files = {part: FOLDER / f"{case}-{part}.txt" for part in parts}
         spies = [
-            record(stack.processes(part)[0].pid, target, seconds) for part, target in files.items()
+            record(load.pid if part == "client" else stack.processes(part)[0].pid, target, seconds)
+            for part, target in files.items()
         ]
         while any(spy.poll() is None for spy in spies):
-            bench.measure(cases[case])
+            bench.measure(of_load)
+        if any(spy.returncode for spy in spies):
+            raise SystemExit("py-spy may not look into another process: run this as root")
     for part, target in files.items():
         folded = target.read_text().splitlines()
         for title, whole in (("by themselves", False), ("with what they call", True)):
@@ -80,11 +98,11 @@ def profile(case: str, parts: Iterable[str], seconds: int) -> None:
 def main() -> None:
     """One case, or all."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--case", choices=list(CASES), action="append")
+    parser.add_argument("--case", choices=list(LOADS), action="append")
     parser.add_argument("--part", choices=PARTS, action="append")
     parser.add_argument("--seconds", type=int, default=SECONDS)
     words = parser.parse_args()
-    for case in words.case or list(CASES):
+    for case in words.case or list(LOADS):
         profile(case, words.part or PARTS, words.seconds)
 
 

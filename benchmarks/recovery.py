@@ -7,6 +7,7 @@ and so many more wait behind them on the same topic. On `replies` lie records of
 there before, some come while the suspects run. The worker is killed; `inferlog up` starts it
 again, and the new process takes the partitions over: it must read what had been said of the suspects,
 hence all that lies between, and what lies up to `clock_skew_seconds` before, but nothing of the backlog.
+In the last case a second worker stands by, which runs a share of the requests and takes over the others.
 Measured: from the kill to the next token of each request (start of the process included), the takeover
 itself (the worker's own metric), and memory.
 """
@@ -26,11 +27,11 @@ from typing import Any
 from benchmarks.results_file import Run, percentile
 from benchmarks.scale_report import show_recovery
 from benchmarks.stack import RunningStack
-from core.stream import Key, Reader
+from core.stream import Key, Reader, Visible
 from schemas.codec import decode_reply, encode
 from schemas.envelope import request_headers
 from schemas.ids import RANDOM_BITS, make_request_id
-from schemas.replies import Events, Tokens
+from schemas.replies import Events, Started, Tokens
 from schemas.requests import COMPLETIONS, Body, Deadlines, Request
 from topics.catalogue import REPLIES, request_topic
 from topics.kafka import KafkaLog
@@ -49,12 +50,15 @@ OTHERS = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """So many running requests, requests behind them, and records of other workers on `replies`."""
+    """So many running requests, requests behind them, records of other workers on `replies`, and workers
+    that are not killed.
+    """
 
     suspects: int
     backlog: int = 0
     before: int = 0
     beside: int = 0
+    standby: int = 0
 
 
 CASES = (
@@ -65,18 +69,29 @@ CASES = (
     Case(suspects=100, before=100_000),
     Case(suspects=100, beside=20_000),
     Case(suspects=100, beside=100_000),
+    Case(suspects=100, standby=1),
 )
+KILLED = "worker-0"
 
 
 @dataclass
 class Heard:
-    """The visible tokens of every request: by which epoch, and when the first of each epoch came."""
+    """Of every request: who runs it, and when the first visible token of each epoch came."""
 
     first_s: dict[Key, dict[int, float]] = field(default_factory=dict)
+    worker: dict[Key, str] = field(default_factory=dict)
 
-    def see(self, event: Tokens, now_s: float) -> None:
-        """Notes the first token of an epoch."""
-        self.first_s.setdefault((event.tenant, event.id), {}).setdefault(event.epoch, now_s)
+    def see(self, event: Visible, now_s: float) -> None:
+        """Notes the worker, and the first token of an epoch."""
+        if isinstance(event, Started):
+            self.worker[event.tenant, event.id] = event.worker
+        elif isinstance(event, Tokens):
+            self.first_s.setdefault((event.tenant, event.id), {}).setdefault(event.epoch, now_s)
+
+    def run_by(self, process: str) -> frozenset[Key]:
+        """Requests that speak, of this worker process of `inferlog up`."""
+        number = process.rpartition("-")[2]
+        return frozenset(it for it in self.first_s if self.worker[it].endswith(f"-{number}"))
 
     def since(self, killed_s: float, keys: Collection[Key]) -> list[float]:
         """Of these requests: seconds from the kill to the first token of an epoch after it."""
@@ -94,8 +109,7 @@ async def listen(log: KafkaLog, heard: Heard) -> None:
             for record in await tail.read(max_wait_seconds=0.5):
                 now_s = time.monotonic()
                 for event in readers[record.partition].feed(decode_reply(record.value)):
-                    if isinstance(event, Tokens):
-                        heard.see(event, now_s)
+                    heard.see(event, now_s)
     finally:
         await tail.close()
 
@@ -175,7 +189,7 @@ async def measure(case: Case) -> dict[str, Any]:
     ]
     with (
         tempfile.TemporaryDirectory() as folder,
-        RunningStack(Path(folder), "--workers", "1", *words) as stack,
+        RunningStack(Path(folder), "--workers", str(1 + case.standby), *words) as stack,
     ):
         log = KafkaLog(stack.bootstrap, client_id="recovery-bench")
         heard = Heard()
@@ -185,44 +199,55 @@ async def measure(case: Case) -> dict[str, Any]:
             await others_speak(log, case.before)
             await produce(log, suspects)
             await until(suspects, lambda: heard.first_s, 60.0, "requests spoke")
-            running = frozenset(heard.first_s)
+            orphans = heard.run_by(KILLED)
             began_s = time.monotonic()
             await produce(log, case.backlog)
             await others_speak(log, case.beside)
             await asyncio.sleep(max(0.0, began_s + HISTORY_SECONDS - time.monotonic()))
             running_bytes = stack.memory_bytes("worker")
-            (killed,) = stack.processes("worker")
             killed_s = time.monotonic()
-            os.kill(killed.pid, signal.SIGKILL)
+            os.kill(stack.pids[KILLED], signal.SIGKILL)
             await until(
-                suspects, lambda: heard.since(killed_s, running), RESUME_SECONDS, "requests went on"
+                len(orphans),
+                lambda: heard.since(killed_s, orphans),
+                RESUME_SECONDS,
+                "requests went on",
             )
-            pauses = heard.since(killed_s, running)
-            (worker,) = stack.processes("worker")
-            cpu = worker.cpu_times()
-            takeover_s = stack.metric("worker", "inferlog_takeover_seconds_sum")
-            resumed = stack.metric("worker", "inferlog_suspects_total", 'verdict="resume"')
+            pauses = heard.since(killed_s, orphans)
+            new = {} if case.standby else of_the_new_process(stack)
         finally:
             listening.cancel()
             await asyncio.gather(listening, return_exceptions=True)
             await log.close()
         return {
             **asdict(case),
-            "resumed": int(resumed),
+            "orphans": len(orphans),
             "started_from_the_backlog": len(heard.first_s) - suspects,
             "kill_to_next_token_seconds": {
                 "p50": round(percentile(pauses, 0.5), 3),
                 "p95": round(percentile(pauses, 0.95), 3),
                 "max": round(max(pauses), 3),
             },
-            "takeover_seconds_of_4_tiers": round(takeover_s, 3),
-            "cpu_seconds_since_start": round(cpu.user + cpu.system, 2),
             "memory_mib": {
                 "idle_before": round(idle_bytes / 2**20, 1),
                 "running_before_kill": round(running_bytes / 2**20, 1),
-                "peak_of_the_new_process": round(peak_bytes(worker.pid) / 2**20, 1),
             },
+            "new_process": new,
         }
+
+
+def of_the_new_process(stack: RunningStack) -> dict[str, float]:
+    """What the killed worker's successor has taken so far."""
+    (worker,) = stack.processes("worker")
+    cpu = worker.cpu_times()
+    return {
+        "resumed": stack.metric("worker", "inferlog_suspects_total", 'verdict="resume"'),
+        "takeover_seconds_of_4_tiers": round(
+            stack.metric("worker", "inferlog_takeover_seconds_sum"), 3
+        ),
+        "cpu_seconds_since_start": round(cpu.user + cpu.system, 2),
+        "peak_mib": round(peak_bytes(worker.pid) / 2**20, 1),
+    }
 
 
 def name_of(case: Case) -> str:

@@ -3,26 +3,34 @@
 Whole answers of 16 tokens over HTTP, closed loop, 64 clients whose keys belong to eight tenants: the
 requests of one tenant go to four record keys at most, so that one tenant alone could keep no more than
 four workers busy. On two cores nothing becomes faster by more processes; what is asked here is what
-each request costs when there are more of them, each with its own fetches, heartbeats and caches.
+each request costs when there are more of them, each with its own fetches, heartbeats and caches: so
+also what all of them take while nothing is asked, and how many records on `replies` a request has.
 """
 
 import argparse
 import secrets
 import tempfile
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import uvloop
+
 from benchmarks.load import LoadClient, Order
+from benchmarks.plain_kafka import count_records
 from benchmarks.results_file import Run
 from benchmarks.scale_report import show_replicas
 from benchmarks.stack import PARTS, RunningStack, engine_words
+from topics.catalogue import REPLIES
 
 REPEATS = 3
 REQUESTS = 3_000
 CLIENTS = 64
 TENANTS = 8
 TOKENS = 16
+SETTLE_SECONDS = 1.0
+REST_SECONDS = 3.0
 SHAPES = ((1, 1), (2, 1), (4, 1), (1, 2), (1, 4), (1, 8), (2, 2))
 """API replicas, workers."""
 
@@ -57,10 +65,15 @@ def measure(shape: tuple[int, int], requests: int) -> dict[str, Any]:
             )
             load.carry_out(order)
             stack.wait_for_ended(requests)
+            time.sleep(SETTLE_SECONDS)
+            resting = stack.cpu_seconds()
+            time.sleep(REST_SECONDS)
+            records = uvloop.run(count_records(stack.bootstrap, REPLIES))
             before = stack.cpu_seconds()
             carried = load.carry_out(replace(order, first=requests))
             stack.wait_for_ended(2 * requests)
             after = stack.cpu_seconds()
+            records = uvloop.run(count_records(stack.bootstrap, REPLIES)) - records
             memory = {part: stack.memory_bytes(part) for part in PARTS}
     figures: dict[str, Any] = {
         f"{part}_cpu_us_per_request": (after[part] - before[part]) / requests * 1e6
@@ -70,6 +83,10 @@ def measure(shape: tuple[int, int], requests: int) -> dict[str, Any]:
         "replicas": replicas,
         "workers": workers,
         "requests_per_second": requests / carried.seconds,
+        "reply_records_per_request": records / requests,
+        "at_rest_cpu_ms_per_second": {
+            part: (before[part] - resting[part]) / REST_SECONDS * 1e3 for part in before
+        },
         "client_cpu_us_per_request": carried.cpu_seconds / requests * 1e6,
         "memory_bytes": memory,
     }

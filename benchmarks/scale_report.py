@@ -5,11 +5,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from benchmarks.results_file import percentile, spread
-from benchmarks.tables import of_repeats, table
+from benchmarks.tables import mean_share, of_repeats, table
 
 Figures = Mapping[str, Any]
 
-ENOUGH_FOR_MEMORY = 1_000
+MANY = 1_000
+"""Streams enough for what is counted in pages, or in ticks of a clock."""
 
 
 def _by(cases: Sequence[dict[str, Any]], name: str) -> dict[Any, list[dict[str, Any]]]:
@@ -61,16 +62,18 @@ def show_open_streams(figures: Figures) -> str:
             [
                 f"{streams:,}",
                 # of a few streams, a page of the allocator more or less is all that would show
-                *(idle if streams >= ENOUGH_FOR_MEMORY else ["", ""]),
+                *(idle if streams >= MANY else ["", ""]),
                 of_repeats(repeats, "tokens_per_api_cpu_second"),
                 of_repeats(repeats, "tokens_per_worker_cpu_second"),
                 spread([it["tokens"] / it["seconds"] for it in repeats]),
-                of_repeats(repeats, "opening_api_cpu_us_per_stream"),
+                # a clock tick is 10 ms, or 156 µs for each of 64
+                of_repeats(repeats, "opening_api_cpu_us_per_stream") if streams >= MANY else "",
+                *(mean_share(repeats, f"{part}_loop_late_share") for part in ("api", "worker")),
             ]
         )
     head = ["open streams", "API, KiB per silent stream", "worker, KiB"]
     head += ["tokens per API CPU-second", "per worker CPU-second", "tokens/s"]
-    head += ["opening one, API CPU-µs"]
+    head += ["opening one, API CPU-µs", "API's loop late by more than 5 ms", "worker's"]
     return table(head, rows)
 
 
@@ -93,14 +96,18 @@ def show_replicas(figures: Figures) -> str:
         parts = ("api", "worker", "kafka", "client")
         rows.append(
             [
-                f"{shape[0]} API, {shape[1]} worker",
+                f"{shape[0]} API, {shape[1]} worker{'s' if shape[1] > 1 else ''}",
                 spread([_cpu_of_both(it) for it in repeats]),
                 *(of_repeats(repeats, f"{part}_cpu_us_per_request") for part in parts),
                 of_repeats(repeats, "requests_per_second"),
+                of_repeats(repeats, "reply_records_per_request", 2),
+                spread([it["at_rest_cpu_ms_per_second"]["api"] for it in repeats]),
+                spread([it["at_rest_cpu_ms_per_second"]["worker"] for it in repeats]),
             ]
         )
     head = ["", "API + worker, CPU-µs per request", "API", "worker", "broker", "load client"]
-    return table([*head, "requests/s"], rows)
+    head += ["requests/s", "reply records per request", "at rest, CPU-ms/s: API", "worker"]
+    return table(head, rows)
 
 
 def show_late_followers(figures: Figures) -> str:
@@ -126,19 +133,24 @@ def show_late_followers(figures: Figures) -> str:
 def show_recovery(figures: Figures) -> str:
     """The table of `benchmarks.recovery`."""
     rows = []
-    axes = ("suspects", "backlog", "before", "beside")
+    axes = ("suspects", "backlog", "before", "beside", "standby")
     for case in dict.fromkeys(tuple(it[axis] for axis in axes) for it in figures["cases"]):
         repeats = [it for it in figures["cases"] if tuple(it[axis] for axis in axes) == case]
-        peaks = [it["memory_mib"]["peak_of_the_new_process"] for it in repeats]
+        new = [it["new_process"] for it in repeats]
         rows.append(
             [
                 *(f"{count:,}" for count in case),
                 spread([it["kill_to_next_token_seconds"]["p95"] for it in repeats], 2),
-                spread([it["cpu_seconds_since_start"] for it in repeats], 2),
-                spread(peaks),
+                # a worker that stands by has run for long, and goes on with what it has
+                *(
+                    [of_repeats(new, "cpu_seconds_since_start", 2), of_repeats(new, "peak_mib")]
+                    if all(new)
+                    else ["", ""]
+                ),
             ]
         )
     head = ["running requests", "waiting behind them", "records of others, from before", "beside"]
+    head += ["workers standing by"]
     head += ["kill to next token, p95 s", "CPU-s of the new process", "its peak memory, MiB"]
     return table(head, rows)
 

@@ -1,5 +1,6 @@
 """Tables in Markdown."""
 
+import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -16,3 +17,10 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 def of_repeats(repeats: Sequence[dict[str, Any]], name: str, digits: int = 0) -> str:
     """One figure over the repeats: median, lowest, highest."""
     return spread([it[name] for it in repeats], digits)
+
+
+def mean_share(repeats: Sequence[dict[str, Any]], name: str) -> str:
+    """A share over the repeats, as a percentage; empty if it was not measured."""
+    if any(name not in it for it in repeats):
+        return ""
+    return f"{statistics.mean(it[name] for it in repeats):.1%}"

@@ -28,3 +28,4 @@ compile requirements/uv.in -o requirements/uv.txt
 # within days: younger ones are left alone.
 compile requirements/bench-litellm.in --exclude-newer '14 days' -o requirements/bench-litellm.txt
 compile requirements/bench-plots.in -o requirements/bench-plots.txt
+compile requirements/bench-profiles.in -o requirements/bench-profiles.txt

@@ -102,7 +102,7 @@ def ran(monkeypatch: pytest.MonkeyPatch, names: list[str], failing: str = "") ->
 
     monkeypatch.setattr(house.House, "_one", one)
     benches = [it for it in house.BENCHES if it.module in names]
-    assert house.House(full=False, fresh=False).run(benches) == (1 if failing else 0)
+    assert house.House(full=False).run(benches) == (1 if failing else 0)
     return seen
 
 
@@ -115,6 +115,20 @@ def test_the_house_runs_what_failed_or_was_left_and_forgets_only_when_all_is_don
     assert ran(monkeypatch, ["pipeline"]) == [], "it was done, and so it stays"
     assert ran(monkeypatch, names) == ["cancels"]
     assert ran(monkeypatch, names) == names, "all was done: the next call begins anew"
+
+
+def test_what_is_to_be_measured_afresh_leaves_the_others_alone(
+    folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert ran(monkeypatch, ["pipeline", "cancels"]) == ["pipeline", "cancels"]
+    for name in ("pipeline", "backlog"):
+        Run(name, {}).once("a", lambda: 1)
+    chosen = [it for it in house.BENCHES if it.module == "pipeline"]
+    asked = house.House(full=False)
+    asked.forget(chosen)
+    assert [it.name for it in (folders / "unfinished").glob("*log.json")] == ["backlog.json"]
+    assert not (folders / "unfinished" / "pipeline.json").exists()
+    assert asked._done == ["cancels"]
 
 
 def test_a_run_with_other_settings_than_the_kept_one_replaces_nothing(
