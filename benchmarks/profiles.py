@@ -4,8 +4,8 @@
 
 Keeps, per case and part, the folded stacks in `build/profiles/`, which git ignores (any viewer of flame
 graphs reads them, speedscope for one), and prints the functions that most of the time is spent in: by
-themselves, and with all they call. What waits is left out, but for the thread that serves metrics: py-spy
-takes its `select` for work. Installs py-spy into `build/bench-profiles` at the first call.
+themselves, and with all they call. What waits is left out, and so are other threads than the event loop's:
+py-spy takes their waiting for work. Installs py-spy into `build/bench-profiles` at the first call.
 """
 
 import argparse
@@ -24,10 +24,12 @@ from benchmarks.stack import RunningStack, engine_words
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = "bench-profiles"
 
+OTHER_THREAD = "Thread._bootstrap ("
 FOLDER = ROOT / "build" / "profiles"
 SECONDS = 15
 SAMPLES_PER_SECOND = 250
-SHOWN = 45
+SHOWN = 30
+ALL_SHARE = 0.98
 LOADS: dict[str, tuple[Case, tuple[str, ...]]] = {
     case: (load, options) for cases, options in STACKS.values() for case, load in cases.items()
 } | {
@@ -41,16 +43,22 @@ PARTS = ("api", "worker", "client")
 
 
 def shares(folded: Iterable[str], *, whole: bool) -> list[tuple[str, float]]:
-    """Function -> its share of all samples, largest first; `whole`: with what it calls."""
+    """Function -> its share of all samples, largest first; `whole`: with what it calls.
+
+    What nearly all samples are in, down to the event loop, is left out.
+    """
     counts: Counter[str] = Counter()
     total = 0
     for line in folded:
         stack, _, count = line.rpartition(" ")
+        if OTHER_THREAD in stack:
+            continue
         frames = [re.sub(r":\d+\)$", ")", frame) for frame in stack.split(";")]
         total += int(count)
         for frame in set(frames) if whole else frames[-1:]:
             counts[frame] += int(count)
-    return [(frame, count / total) for frame, count in counts.most_common(SHOWN)]
+    found = [(frame, count / total) for frame, count in counts.most_common()]
+    return [it for it in found if it[1] < ALL_SHARE][:SHOWN]
 
 
 def py_spy() -> Path:
