@@ -53,13 +53,18 @@ demo: setup ## Everything at once: an answer, a small load, a worker killed in t
 up: setup ## Start Kafka, workers and the API (ARGS="--workers 2 --port 8000")
 	@$(BIN)/inferlog up --engine $(ENGINE) $(ARGS)
 
-bench: setup ## All benchmarks, quick (about 25 minutes) or FULL=1 (about 80; kept); ARGS="--only cancels"
+bench: setup ## All benchmarks, quick (about 25 minutes) or FULL=1 (about 85; kept); one alone: make bench-cancels
 	$(BIN)/python -m benchmarks $(if $(FULL),--full) $(ARGS)
 	$(if $(FULL),$(BIN)/python -m benchmarks.report && $(MAKE) plots)
 
 plots: $(BIN)/uv ## Draw the pictures of docs/performance.md from the kept results
 	bash requirements/bench_environment.sh bench-plots $(BIN)/python
 	build/bench-plots/bin/python -m benchmarks.plots
+
+bench-%: ENGINE = scripted
+bench-%: setup
+	$(BIN)/python -m benchmarks.$* $(ARGS)
+	$(BIN)/python -m benchmarks.report
 
 bench-pipeline: ENGINE = scripted
 bench-pipeline: setup ## Measure the pipeline; results under benchmarks/results

@@ -2,7 +2,7 @@
 
 Quick (the default): few repeats, results beside the kept ones, to look at. Full: what
 `benchmarks/results` and docs/performance.md hold. What was cut off goes on where it was, if the code is
-the same; `--fresh` measures what it is to run anew.
+the same; `--fresh` measures the chosen ones again.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.results_file import KEPT_IN, QUICK_RESULTS, RESULTS, UNFINISHED, code_state
+from benchmarks.results_file import FRESH, KEPT_IN, QUICK_RESULTS, RESULTS, UNFINISHED, code_state
 
 
 class Bench(NamedTuple):
@@ -57,6 +57,7 @@ class House:
     def __init__(self, *, full: bool) -> None:
         self._full = full
         self._folder = RESULTS if full else QUICK_RESULTS
+        self._environ = {**os.environ, KEPT_IN: str(self._folder)}
         self._state = UNFINISHED / f"done-{'full' if full else 'quick'}.json"
         self._code = code_state()
         self._done: list[str] = []
@@ -67,8 +68,7 @@ class House:
     def forget(self, benches: Sequence[Bench]) -> None:
         """They are measured anew, also what a run that was cut off had measured of them."""
         self._done = [it for it in self._done if it not in {bench.module for bench in benches}]
-        for bench in benches:
-            (UNFINISHED / f"{bench.result}.json").unlink(missing_ok=True)
+        self._environ[FRESH] = "1"
 
     def run(self, benches: Sequence[Bench]) -> int:
         """Exit code: 1 if one of them failed; the others are run all the same."""
@@ -103,8 +103,7 @@ class House:
     def _one(self, bench: Bench) -> bool:
         words = [sys.executable, "-m", f"benchmarks.{bench.module}"]
         words += [] if self._full else bench.quick_arguments.split()
-        environ = {**os.environ, KEPT_IN: str(self._folder)}
-        return subprocess.run(words, check=False, env=environ).returncode == 0
+        return subprocess.run(words, check=False, env=self._environ).returncode == 0
 
     def _note(self, bench: Bench) -> None:
         self._done.append(bench.module)

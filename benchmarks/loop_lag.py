@@ -11,8 +11,8 @@ class Lags(NamedTuple):
     all: float
     in_time: float
 
-    def less(self, before: "Lags") -> float:
-        """The share of looks since then that found it later."""
+    def late_share_since(self, before: "Lags") -> float:
+        """Of the looks since then, the share that found it later."""
         looks = self.all - before.all
         # the two were read a moment apart
         return max(0.0, 1 - (self.in_time - before.in_time) / looks) if looks else 0.0

@@ -41,13 +41,19 @@ class LoadGenerator(JsonProcess):
         return Kept(**self.ask(asdict(schedule)))
 
 
+def answered(kept: Kept) -> int:
+    """Of the arrivals, those that were sent and taken."""
+    return kept.due - kept.given_up - kept.refused
+
+
 def figures_of(kept: Kept, rate: float) -> dict[str, float]:
     """Percentiles of one schedule."""
     found: dict[str, float] = {
         "rate": rate,
-        "requests": kept.due - kept.given_up,
+        "requests": answered(kept),
         "given_up": kept.given_up,
-        "generator_cpu_us_per_request": kept.cpu_seconds / max(1, kept.due) * 1e6,
+        "refused": kept.refused,
+        "generator_cpu_us_per_request": kept.cpu_seconds / answered(kept) * 1e6,
     }
     times: dict[str, Sequence[float]] = {
         "late": kept.late_seconds,
@@ -89,7 +95,7 @@ def ceiling(seconds: float) -> list[dict[str, float]]:
 def measure(turn: int, seconds: float) -> list[dict[str, float]]:
     """One round of all rates on a fresh stack."""
     rates = RATES if turn % 2 == 0 else tuple(reversed(RATES))
-    found, first = [], 0
+    found, first, ended = [], 0, 0
     with (
         tempfile.TemporaryDirectory(prefix="inferlog-bench-") as folder,
         RunningStack(Path(folder), *engine_words("slots=1024")) as stack,
@@ -109,14 +115,15 @@ def measure(turn: int, seconds: float) -> list[dict[str, float]]:
             before, lag_before = stack.cpu_seconds(), lags(stack)
             kept = generator.keep(schedule)
             first += kept.due
-            stack.wait_for_ended(first)
+            ended += answered(kept)
+            stack.wait_for_ended(ended)
             after, lag_after = stack.cpu_seconds(), lags(stack)
             spent = {
-                f"{part}_cpu_us_per_request": (after[part] - before[part]) / kept.due * 1e6
+                f"{part}_cpu_us_per_request": (after[part] - before[part]) / answered(kept) * 1e6
                 for part in after
             }
             late = {
-                f"{part}_loop_late_share": lag_after[part].less(lag_before[part])
+                f"{part}_loop_late_share": lag_after[part].late_share_since(lag_before[part])
                 for part in lag_after
             }
             found.append(figures_of(kept, rate) | spent | late)

@@ -22,6 +22,7 @@ from benchmarks.load_client import RawConnection, payload, verify
 
 OPEN_MAX = 4_000
 """Requests under way at once: beyond it the server is not keeping up, and arrivals are given up."""
+REFUSED = (429, 503)
 TIMER_SECONDS = 0.001
 """What the loop's timers can tell apart. Waiting more exactly would take a core from the servers."""
 
@@ -42,10 +43,11 @@ class Schedule:
 
 @dataclass(slots=True, kw_only=True)
 class Kept:
-    """Seconds, in the order of arrival; `given_up` arrivals were not sent."""
+    """Seconds, in the order of arrival; `given_up` arrivals were not sent, `refused` ones got 429 or 503."""
 
     due: int = 0
     given_up: int = 0
+    refused: int = 0
     late_seconds: list[float] = field(default_factory=list)
     first_byte_seconds: list[float] = field(default_factory=list)
     whole_seconds: list[float] = field(default_factory=list)
@@ -84,6 +86,10 @@ class Generator:
         self.kept.late_seconds.append(time.perf_counter() - due_s)
         status, answer = await connection.ask(PATHS[self._it.kind], body)
         ended_s = time.perf_counter()
+        if status in REFUSED:
+            self.kept.refused += 1
+            self._idle.append(connection)
+            return
         verify(self._order, number, status, answer)
         self.kept.first_byte_seconds.append(connection.first_byte_s - due_s)
         self.kept.whole_seconds.append(ended_s - due_s)

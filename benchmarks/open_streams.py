@@ -108,10 +108,10 @@ def measure(case: Case) -> dict[str, Any]:
         time.sleep(SETTLE_SECONDS)
         idle_at_s = int(time.monotonic())
         idle_bytes = {part: stack.memory_bytes(part) for part in ("api", "worker")}
-        time.sleep(max(0.0, opened_at_s + case.silent_seconds + MARGIN_SECONDS - time.monotonic()))
         lag_before = lags(stack)
+        time.sleep(max(0.0, opened_at_s + case.silent_seconds + MARGIN_SECONDS - time.monotonic()))
         first_s, spent = steady(stack, case)
-        late = {part: it.less(lag_before[part]) for part, it in lags(stack).items()}
+        late = {part: it.late_share_since(lag_before[part]) for part, it in lags(stack).items()}
         carried: Carried = answered.result()
     if any(int(second) < idle_at_s for second in carried.events_at):
         raise SystemExit("a stream spoke before all were open: a longer silence is needed")

@@ -68,16 +68,17 @@ def py_spy() -> Path:
     return ROOT / "build" / ENVIRONMENT / "bin" / "py-spy"
 
 
-def record(pid: int, target: Path, seconds: int) -> "subprocess.Popen[bytes]":
+def record(spy: Path, pid: int, target: Path, seconds: int) -> "subprocess.Popen[bytes]":
     """Starts py-spy on a process."""
-    words = [str(py_spy()), "record", "--pid", str(pid), "--duration", str(seconds)]
+    words = [str(spy), "record", "--pid", str(pid), "--duration", str(seconds)]
     words += ["--rate", str(SAMPLES_PER_SECOND), "--format", "raw", "--output", str(target)]
-    return subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
 def profile(case: str, parts: Iterable[str], seconds: int) -> None:
     """Loads a stack with one case for so long, and samples the parts meanwhile."""
     FOLDER.mkdir(parents=True, exist_ok=True)
+    spy = py_spy()
     of_load, options = LOADS[case]
     with (
         tempfile.TemporaryDirectory(prefix="inferlog-profile-") as folder,
@@ -88,13 +89,17 @@ def profile(case: str, parts: Iterable[str], seconds: int) -> None:
         bench.measure(of_load)
         files = {part: FOLDER / f"{case}-{part}.txt" for part in parts}
         spies = [
-            record(load.pid if part == "client" else stack.processes(part)[0].pid, target, seconds)
+            record(
+                spy, load.pid if part == "client" else stack.processes(part)[0].pid, target, seconds
+            )
             for part, target in files.items()
         ]
-        while any(spy.poll() is None for spy in spies):
+        while any(it.poll() is None for it in spies):
             bench.measure(of_load)
-        if any(spy.returncode for spy in spies):
-            raise SystemExit("py-spy may not look into another process: run this as root")
+        for it in spies:
+            said = it.communicate()[1].decode(errors="replace")
+            if it.returncode:
+                raise SystemExit(f"py-spy gave up (it may need root):\n{said}")
     for part, target in files.items():
         folded = target.read_text().splitlines()
         for title, whole in (("by themselves", False), ("with what they call", True)):
@@ -105,7 +110,9 @@ def profile(case: str, parts: Iterable[str], seconds: int) -> None:
 
 def main() -> None:
     """One case, or all."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--case", choices=list(LOADS), action="append")
     parser.add_argument("--part", choices=PARTS, action="append")
     parser.add_argument("--seconds", type=int, default=SECONDS)

@@ -2,14 +2,15 @@
 
     python -m benchmarks.recovery
 
-For each case one worker on a real Kafka runs so many requests (the suspects of the takeover to come),
+For each case a worker on a real Kafka runs so many requests (the suspects of the takeover to come),
 and so many more wait behind them on the same topic. On `replies` lie records of other workers: some were
 there before, some come while the suspects run. The worker is killed; `inferlog up` starts it
 again, and the new process takes the partitions over: it must read what had been said of the suspects,
-hence all that lies between, and what lies up to `clock_skew_seconds` before, but nothing of the backlog.
-In the last case a second worker stands by, which runs a share of the requests and takes over the others.
-Measured: from the kill to the next token of each request (start of the process included), the takeover
-itself (the worker's own metric), and memory.
+hence all that lies between, and what lies up to `clock_skew_seconds` before, but nothing of the backlog,
+and nothing older (for that case the skew is set to 2 s, and waited for).
+In the last case there is a second worker, which runs a share of the requests and takes over the others.
+Measured: from the kill to the next token of each request (start of the process included), and what the new
+process takes.
 """
 
 import argparse
@@ -50,12 +51,13 @@ OTHERS = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """So many running requests, requests behind them, records of other workers on `replies`, and workers
-    that are not killed.
+    """So many running requests, requests behind them, records of other workers on `replies` (too old to
+    count, from before, from beside them), and workers that are not killed.
     """
 
     suspects: int
     backlog: int = 0
+    older: int = 0
     before: int = 0
     beside: int = 0
     standby: int = 0
@@ -66,12 +68,15 @@ CASES = (
     Case(suspects=100),
     Case(suspects=1000),
     Case(suspects=1000, backlog=100_000),
+    Case(suspects=100, older=100_000),
     Case(suspects=100, before=100_000),
     Case(suspects=100, beside=20_000),
     Case(suspects=100, beside=100_000),
     Case(suspects=100, standby=1),
 )
 KILLED = "worker-0"
+SHORT_SKEW_SECONDS = 2
+"""Of the case with older records: for so long a takeover reads back."""
 
 
 @dataclass
@@ -91,7 +96,9 @@ class Heard:
     def run_by(self, process: str) -> frozenset[Key]:
         """Requests that speak, of this worker process of `inferlog up`."""
         number = process.rpartition("-")[2]
-        return frozenset(it for it in self.first_s if self.worker[it].endswith(f"-{number}"))
+        return frozenset(
+            it for it in self.first_s if self.worker.get(it, "").endswith(f"-{number}")
+        )
 
     def since(self, killed_s: float, keys: Collection[Key]) -> list[float]:
         """Of these requests: seconds from the kill to the first token of an epoch after it."""
@@ -187,24 +194,31 @@ async def measure(case: Case) -> dict[str, Any]:
     words = [
         word for it in (*options, "context_tokens=1000000") for word in ("--engine-option", it)
     ]
+    environ = {"INFERLOG_LIMIT_CLOCK_SKEW_SECONDS": str(SHORT_SKEW_SECONDS)} if case.older else {}
     with (
         tempfile.TemporaryDirectory() as folder,
-        RunningStack(Path(folder), "--workers", str(1 + case.standby), *words) as stack,
+        RunningStack(
+            Path(folder), "--workers", str(1 + case.standby), *words, environ=environ
+        ) as stack,
     ):
         log = KafkaLog(stack.bootstrap, client_id="recovery-bench")
         heard = Heard()
         listening = asyncio.create_task(listen(log, heard))
         try:
             idle_bytes = stack.memory_bytes("worker")
+            await others_speak(log, case.older)
+            await asyncio.sleep(SHORT_SKEW_SECONDS + 1 if case.older else 0)
             await others_speak(log, case.before)
             await produce(log, suspects)
             await until(suspects, lambda: heard.first_s, 60.0, "requests spoke")
-            orphans = heard.run_by(KILLED)
             began_s = time.monotonic()
             await produce(log, case.backlog)
             await others_speak(log, case.beside)
             await asyncio.sleep(max(0.0, began_s + HISTORY_SECONDS - time.monotonic()))
             running_bytes = stack.memory_bytes("worker")
+            orphans = heard.run_by(KILLED)
+            if not orphans:
+                raise SystemExit(f"{KILLED} runs none of the requests")
             killed_s = time.monotonic()
             os.kill(stack.pids[KILLED], signal.SIGKILL)
             await until(

@@ -3,8 +3,8 @@
 Whole answers of 16 tokens over HTTP, closed loop, 64 clients whose keys belong to eight tenants: the
 requests of one tenant go to four record keys at most, so that one tenant alone could keep no more than
 four workers busy. On two cores nothing becomes faster by more processes; what is asked here is what
-each request costs when there are more of them, each with its own fetches, heartbeats and caches: so
-also what all of them take while nothing is asked, and how many records on `replies` a request has.
+each request costs when there are more of them, each with its own fetches, heartbeats and caches. Hence
+also: what all of them take while nothing is asked, and how many records on `replies` a request has.
 """
 
 import argparse
@@ -30,7 +30,7 @@ CLIENTS = 64
 TENANTS = 8
 TOKENS = 16
 SETTLE_SECONDS = 1.0
-REST_SECONDS = 3.0
+REST_SECONDS = 5.0
 SHAPES = ((1, 1), (2, 1), (4, 1), (1, 2), (1, 4), (1, 8), (2, 2))
 """API replicas, workers."""
 
@@ -68,6 +68,7 @@ def measure(shape: tuple[int, int], requests: int) -> dict[str, Any]:
             time.sleep(SETTLE_SECONDS)
             resting = stack.cpu_seconds()
             time.sleep(REST_SECONDS)
+            rested = stack.cpu_seconds()
             records = uvloop.run(count_records(stack.bootstrap, REPLIES))
             before = stack.cpu_seconds()
             carried = load.carry_out(replace(order, first=requests))
@@ -85,7 +86,7 @@ def measure(shape: tuple[int, int], requests: int) -> dict[str, Any]:
         "requests_per_second": requests / carried.seconds,
         "reply_records_per_request": records / requests,
         "at_rest_cpu_ms_per_second": {
-            part: (before[part] - resting[part]) / REST_SECONDS * 1e3 for part in before
+            part: (rested[part] - resting[part]) / REST_SECONDS * 1e3 for part in rested
         },
         "client_cpu_us_per_request": carried.cpu_seconds / requests * 1e6,
         "memory_bytes": memory,

@@ -22,6 +22,8 @@ from topics.kafka_download import KAFKA_VERSION
 RESULTS = Path(__file__).parent / "results"
 KEPT_IN = "INFERLOG_BENCH_RESULTS"
 """The variable that names the folder for results, whatever is in it."""
+FRESH = "INFERLOG_BENCH_FRESH"
+"""The variable that, if set, lets a benchmark measure anew what one that was cut off had measured."""
 QUICK_RESULTS = Path(__file__).parents[1] / "build" / "bench-quick"
 """For quick looks, which must not replace what is kept."""
 UNFINISHED = Path(__file__).parents[1] / "build" / "bench"
@@ -109,10 +111,11 @@ class Run:
         self._settings = dict(settings)
         self._started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         self._load_before = load_average()
-        self._unfinished = UNFINISHED / f"{name}.json"
         same = json.dumps([self._settings, code_state()], default=str)
+        short = hashlib.sha256(json.dumps(self._settings, default=str).encode()).hexdigest()[:8]
+        self._unfinished = UNFINISHED / f"{name}-{short}.json"
         self._state: dict[str, Any] = {"of": same, "started": self._started, "measured": {}}
-        if self._unfinished.exists():
+        if self._unfinished.exists() and not os.environ.get(FRESH):
             found = json.loads(self._unfinished.read_text())
             if found["of"] == same:
                 self._state, self._started = found, found["started"]

@@ -9,7 +9,7 @@ from benchmarks.tables import mean_share, of_repeats, table
 
 Figures = Mapping[str, Any]
 
-MANY = 1_000
+STREAMS_THAT_SHOW = 1_000
 """Streams enough for what is counted in pages, or in ticks of a clock."""
 
 
@@ -62,12 +62,14 @@ def show_open_streams(figures: Figures) -> str:
             [
                 f"{streams:,}",
                 # of a few streams, a page of the allocator more or less is all that would show
-                *(idle if streams >= MANY else ["", ""]),
+                *(idle if streams >= STREAMS_THAT_SHOW else ["", ""]),
                 of_repeats(repeats, "tokens_per_api_cpu_second"),
                 of_repeats(repeats, "tokens_per_worker_cpu_second"),
                 spread([it["tokens"] / it["seconds"] for it in repeats]),
                 # a clock tick is 10 ms, or 156 µs for each of 64
-                of_repeats(repeats, "opening_api_cpu_us_per_stream") if streams >= MANY else "",
+                of_repeats(repeats, "opening_api_cpu_us_per_stream")
+                if streams >= STREAMS_THAT_SHOW
+                else "",
                 *(mean_share(repeats, f"{part}_loop_late_share") for part in ("api", "worker")),
             ]
         )
@@ -133,7 +135,7 @@ def show_late_followers(figures: Figures) -> str:
 def show_recovery(figures: Figures) -> str:
     """The table of `benchmarks.recovery`."""
     rows = []
-    axes = ("suspects", "backlog", "before", "beside", "standby")
+    axes = ("suspects", "backlog", "older", "before", "beside", "standby")
     for case in dict.fromkeys(tuple(it[axis] for axis in axes) for it in figures["cases"]):
         repeats = [it for it in figures["cases"] if tuple(it[axis] for axis in axes) == case]
         new = [it["new_process"] for it in repeats]
@@ -141,7 +143,7 @@ def show_recovery(figures: Figures) -> str:
             [
                 *(f"{count:,}" for count in case),
                 spread([it["kill_to_next_token_seconds"]["p95"] for it in repeats], 2),
-                # a worker that stands by has run for long, and goes on with what it has
+                # another worker has run for long, and goes on with what it has
                 *(
                     [of_repeats(new, "cpu_seconds_since_start", 2), of_repeats(new, "peak_mib")]
                     if all(new)
@@ -149,8 +151,8 @@ def show_recovery(figures: Figures) -> str:
                 ),
             ]
         )
-    head = ["running requests", "waiting behind them", "records of others, from before", "beside"]
-    head += ["workers standing by"]
+    head = ["running requests", "waiting behind them", "records of others, older", "from before"]
+    head += ["beside", "other workers"]
     head += ["kill to next token, p95 s", "CPU-s of the new process", "its peak memory, MiB"]
     return table(head, rows)
 

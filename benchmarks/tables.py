@@ -20,7 +20,5 @@ def of_repeats(repeats: Sequence[dict[str, Any]], name: str, digits: int = 0) ->
 
 
 def mean_share(repeats: Sequence[dict[str, Any]], name: str) -> str:
-    """A share over the repeats, as a percentage; empty if it was not measured."""
-    if any(name not in it for it in repeats):
-        return ""
+    """The mean of a share over the repeats, as a percentage."""
     return f"{statistics.mean(it[name] for it in repeats):.1%}"

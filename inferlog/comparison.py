@@ -23,6 +23,10 @@ CASE_KEYS = (
     "workers",
     "suspects",
     "backlog",
+    "older",
+    "before",
+    "beside",
+    "standby",
     "concurrency",
 )
 MORE_IS_BETTER = ("_per_second", "_cpu_second")
@@ -35,6 +39,9 @@ LESS_IS_BETTER = (
     "seconds.",
     "_per_request",
     "_per_token",
+    "_late_share",
+    "given_up",
+    "refused",
 )
 
 PERCENTILES = (50, 95)
@@ -66,7 +73,13 @@ class Change:
 
 
 def _case(entry: Mapping[str, Any]) -> str:
-    return ",".join(f"{key}={entry[key]}" for key in CASE_KEYS if key in entry)
+    return ",".join(
+        f"{key}={entry[key]}" for key in CASE_KEYS if _names_a_case(key, entry.get(key))
+    )
+
+
+def _names_a_case(key: str, value: Any) -> bool:
+    return key in CASE_KEYS and isinstance(value, int | float)
 
 
 def _walk(path: str, node: Any, *, repeated: bool = False) -> Iterator[tuple[str, float]]:
@@ -78,7 +91,7 @@ def _walk(path: str, node: Any, *, repeated: bool = False) -> Iterator[tuple[str
         case = _case(node)
         here = f"{path}[{case}]" if case else path
         for key, value in node.items():
-            if key not in CASE_KEYS:
+            if not _names_a_case(key, value):
                 yield from _walk(f"{here}.{key}" if here else str(key), value, repeated=repeated)
     elif repeated and node and all(isinstance(it, int | float) for it in node):
         for percent in PERCENTILES:

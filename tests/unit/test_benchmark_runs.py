@@ -9,7 +9,7 @@ import pytest
 import benchmarks.__main__ as house
 from benchmarks import against_vllm, results_file
 from benchmarks.against_vllm import WARM_UP
-from benchmarks.results_file import KEPT_IN, Run
+from benchmarks.results_file import FRESH, KEPT_IN, Run
 
 
 @pytest.fixture(autouse=True)
@@ -118,17 +118,23 @@ def test_the_house_runs_what_failed_or_was_left_and_forgets_only_when_all_is_don
 
 
 def test_what_is_to_be_measured_afresh_leaves_the_others_alone(
-    folders: Path, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert ran(monkeypatch, ["pipeline", "cancels"]) == ["pipeline", "cancels"]
-    for name in ("pipeline", "backlog"):
-        Run(name, {}).once("a", lambda: 1)
-    chosen = [it for it in house.BENCHES if it.module == "pipeline"]
     asked = house.House(full=False)
-    asked.forget(chosen)
-    assert [it.name for it in (folders / "unfinished").glob("*log.json")] == ["backlog.json"]
-    assert not (folders / "unfinished" / "pipeline.json").exists()
+    asked.forget([it for it in house.BENCHES if it.module == "pipeline"])
     assert asked._done == ["cancels"]
+    assert house.House(full=True)._done == []
+    Run("some", {}).once("a", lambda: 1)
+    monkeypatch.setenv(FRESH, asked._environ[FRESH])
+    assert Run("some", {}).once("a", lambda: 2) == 2
+
+
+def test_a_quick_look_leaves_what_a_longer_run_has_measured() -> None:
+    Run("some", {"repeats": 5}).once("a", lambda: 1)
+    quick = Run("some", {"repeats": 1})
+    quick.keep({"a": quick.once("a", lambda: 2)})
+    assert Run("some", {"repeats": 5}).once("a", fail) == 1
 
 
 def test_a_run_with_other_settings_than_the_kept_one_replaces_nothing(

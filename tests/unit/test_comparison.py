@@ -36,6 +36,16 @@ def test_of_the_trials_of_a_repeat_percentiles_are_compared() -> None:
     assert set(verdicts(rounds(0.1), rounds(0.1)).values()) == {"same"}
 
 
+def test_what_names_a_case_is_a_number() -> None:
+    figures = {
+        "cases": [{"suspects": 1, "beside": 0, "s": 3}, {"suspects": 1, "beside": 9, "s": 4}]
+    }
+    assert series(figures) == {
+        "cases[suspects=1,beside=0].s": [3],
+        "cases[suspects=1,beside=9].s": [4],
+    }
+
+
 def test_two_readings_of_one_machines_speed_are_no_difference() -> None:
     was, near, far = ({"machine": {"system_call_ns": ns}} for ns in (118.0, 121.0, 220.0))
     assert differences(was, near) == []
