@@ -30,15 +30,7 @@ from core.work import (
     Tick,
     Work,
 )
-from schemas.replies import (
-    AnyTerminal,
-    Cancelled,
-    ErrorInfo,
-    Expired,
-    Failed,
-    Finished,
-    Started,
-)
+from schemas.replies import AnyTerminal, Cancelled, ErrorInfo, Expired, Failed, Finished, Started
 from schemas.requests import TIERS, Tier
 
 
@@ -65,7 +57,7 @@ class Scheduler:
         self._cancelled_max = cancelled_max
         self._queues: dict[Tier, deque[Work]] = {tier: deque() for tier in TIERS}
         self._runs: dict[int, Work] = {}
-        self._known: dict[tuple[str, Key], Work] = {}
+        self._known: dict[Key, dict[str, Work]] = {}  # by request, then by `q`: nearly always one
         self._recent: OrderedDict[tuple[str, Key], int] = OrderedDict()
         self._cancelled: OrderedDict[Key, None] = OrderedDict()
         self._next_run = 1
@@ -91,7 +83,7 @@ class Scheduler:
 
     def works(self) -> Iterable[Work]:
         """Everything picked up and not ended."""
-        return self._known.values()
+        return (work for same in self._known.values() for work in same.values())
 
     def handle(self, event: Event, now_s: float) -> list[Command]:
         """Takes the next event; the commands are to be carried out in order."""
@@ -120,7 +112,7 @@ class Scheduler:
 
     def _arrive(self, work: Work, now_s: float, commands: list[Command]) -> None:
         same = (work.q, work.key)
-        first = self._known.get(same)
+        first = self._known.get(work.key, {}).get(work.q)
         if not work.spoken:
             # the same request again on the same q: complete with the first, never run twice
             if first is not None:
@@ -132,7 +124,7 @@ class Scheduler:
         width = work.request.body.n
         work.counts = [len(choice.token_ids) for choice in work.resume] or [0] * width
         work.reasons = [choice.finish_reason for choice in work.resume] or [None] * width
-        self._known[same] = work
+        self._known.setdefault(work.key, {})[work.q] = work
         if now_s >= work.end_by_s:
             # before any cancel: of a request that old, its client may have been told already
             self._end_expired(work, "total", commands)
@@ -236,7 +228,7 @@ class Scheduler:
             queue.remove(work)  # what ended would take the room of what could still be picked up
         work.phase = Phase.ENDED
         self._solitude.forget_ended()
-        self._known.pop((work.q, work.key), None)
+        self._forget(work)
         self._recent[work.q, work.key] = work.epoch
         if len(self._recent) > 10_000:
             self._recent.popitem(last=False)
@@ -261,7 +253,7 @@ class Scheduler:
         return commands
 
     def _cancel(self, key: Key, now_s: float, commands: list[Command]) -> None:
-        for work in [work for (_, known), work in self._known.items() if known == key]:
+        for work in list(self._known.get(key, {}).values()):
             if now_s >= work.end_by_s:
                 self._end_expired(work, "total", commands)
             else:
@@ -273,8 +265,14 @@ class Scheduler:
         if len(self._cancelled) > self._cancelled_max:
             self._cancelled.popitem(last=False)
 
+    def _forget(self, work: Work) -> None:
+        if same := self._known.get(work.key):
+            same.pop(work.q, None)
+            if not same:
+                del self._known[work.key]
+
     def _expire(self, now_s: float, commands: list[Command]) -> None:
-        for work in list(self._known.values()):
+        for work in list(self.works()):
             if now_s >= work.end_by_s:
                 self._end_expired(work, "total", commands)
             elif work.phase is Phase.WAITING and not work.spoken and now_s >= work.start_by_s:
@@ -283,13 +281,13 @@ class Scheduler:
                 self._end_expired(work, "first_token", commands)
 
     def _drop(self, qs: frozenset[str], commands: list[Command]) -> None:
-        for same, work in list(self._known.items()):
+        for work in list(self.works()):
             if work.q in qs:
                 if work.phase is Phase.RUNNING:
                     del self._runs[work.run_id]
                     commands.append(AbortOnEngine(work.run_id))
                 work.phase = Phase.ENDED
-                del self._known[same]
+                self._forget(work)
         self._solitude.forget_ended()
         for queue in self._queues.values():
             if any(work.phase is Phase.ENDED for work in queue):

@@ -45,11 +45,12 @@ class WorkerDirectory:
         self._tail: Tail | None = None
         self._task: asyncio.Task[None] | None = None
         self._caught_up = False
+        self._end = 0
 
     async def start(self) -> "asyncio.Task[None]":
         """Reads all there is, then follows; returns the loop."""
         start = (await self._log.start_offsets([HERE]))[HERE]
-        end = (await self._log.end_offsets([HERE]))[HERE]
+        self._end = end = (await self._log.end_offsets([HERE]))[HERE]
         self._tail = await self._log.tail({HERE: start})
         loop = asyncio.get_running_loop()
         until_s = loop.time() + CATCH_UP_SECONDS
@@ -63,17 +64,20 @@ class WorkerDirectory:
         while True:
             try:
                 await self._read(1.0)
-                self._caught_up = True
             except OffsetOutOfRange:
                 assert self._tail is not None
                 start = (await self._log.start_offsets([HERE]))[HERE]
+                self._end = (await self._log.end_offsets([HERE]))[HERE]
+                self._caught_up = False
                 self._tail.assign({HERE: start})
 
     async def _read(self, wait_seconds: float) -> bool:
         assert self._tail is not None
         began_ms = self._clock.wall_ms()
         records = await self._tail.read(max_wait_seconds=wait_seconds)
-        if records and self._caught_up and not self._clock.observed:
+        # what was there at the start says nothing of now, however late it comes
+        fresh, self._caught_up = self._caught_up, self._tail.position(HERE) >= self._end
+        if records and fresh and not self._clock.observed:
             self._correct_clock(records[-1].time_ms, began_ms)
         for record in records:
             name = (record.key or b"").decode(errors="replace")

@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from topics.kafka.partitioning import partition_of
-from topics.memory_clients import Fault, FaultKind, MemoryAppender, MemoryTail, record_bytes
+from topics.memory_clients import Fault, FaultKind, MemoryAppender, MemoryTail
 from topics.memory_group import MemoryGroup, MemoryMember
 from topics.memory_topic import MemoryTopic
 from topics.ports import (
@@ -27,6 +27,7 @@ from topics.ports import (
     RevokedHook,
     TopicSpec,
     TopicState,
+    record_bytes,
 )
 
 RECORD_BYTES_MAX = 3 * 1024 * 1024

@@ -15,6 +15,7 @@ from topics.ports import (
     LogError,
     Partition,
     Record,
+    record_bytes,
 )
 
 if TYPE_CHECKING:
@@ -156,7 +157,9 @@ class MemoryTail:
         found = await self._log.fetch(lambda: self._positions, max_wait_seconds, max_records)
         records = within(READ_BYTES_MAX, found)
         for record in records:
-            self._positions[Partition(record.topic, record.partition)] = record.offset + 1
+            # who was served goes to the end of all, so that none is starved by the others
+            self._positions.pop(here := Partition(record.topic, record.partition), None)
+            self._positions[here] = record.offset + 1
         return records
 
     def position(self, partition: Partition) -> int:
@@ -171,18 +174,12 @@ class MemoryTail:
 
 
 def within(room_bytes: int, records: list[Record]) -> list[Record]:
-    """Those up to the one whose value fills so many bytes."""
+    """Those up to the one that fills so many bytes."""
     for count, record in enumerate(records, 1):
-        room_bytes -= len(record.value or b"")
+        room_bytes -= record_bytes(record)
         if room_bytes <= 0:
             return records[:count]
     return records
-
-
-def record_bytes(record: Record) -> int:
-    """What a record weighs, about as Kafka counts it."""
-    headers = sum(len(name) + len(value) for name, value in record.headers)
-    return len(record.value or b"") + len(record.key or b"") + headers + 70
 
 
 def _acknowledge(ack: Ack, stored: Record) -> None:

@@ -23,6 +23,8 @@ from topics.fence_tail import FenceTail
 from topics.ports import Log, LogError, Member, OffsetOutOfRange, Partition, Record
 
 RETRY_SECONDS_MAX = 2.0
+AT_ONCE = 32
+"""Requests that are picked up in one turn of the event loop, each some 50 µs."""
 
 _log = logging.getLogger(__name__)
 
@@ -240,7 +242,7 @@ class TierConsumer:
 
     async def _read(self, member: Member, room: int) -> list[Record]:
         if not self.paused_for_room:
-            return await member.read(max_wait_seconds=0.5, max_records=room)
+            return await member.read(max_wait_seconds=0.5, max_records=min(room, AT_ONCE))
         self.room_made.clear()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self.room_made.wait(), 0.2)

@@ -14,7 +14,7 @@ from topics.kafka.fetch_protocol import (
     check_version,
     decode_answer,
 )
-from topics.ports import Partition, Record
+from topics.ports import Partition, Record, record_bytes
 
 HERE = Partition("replies", 3)
 
@@ -101,12 +101,15 @@ def test_they_are_taken_a_few_at_a_time() -> None:
 
 def test_they_are_taken_until_they_fill_the_room() -> None:
     records: list[Record] = []
-    fetched = FetchedRecords(HERE, batch(b"000", b"111", None, b"22", b"3"), 0)
-    assert fetched.take(records, 100, 4) == -2
+    values = b"000", b"111", None, b"22", b"3"
+    each = [record_bytes(it) for it in taken(batch(*values), 0)]
+    assert each[2] > len(b"key"), "what has no value fills something, too"
+    fetched = FetchedRecords(HERE, batch(*values), 0)
+    assert fetched.take(records, 100, each[0] + 1) == 1 - each[1]
     assert (len(records), fetched.next_offset, fetched.more) == (2, 2, True)
-    assert fetched.take(records, 100, 2) == 0
+    assert fetched.take(records, 100, each[2] + each[3]) == 0
     assert (len(records), fetched.next_offset, fetched.more) == (4, 4, True)
-    assert fetched.take(records, 100, 4) == 3
+    assert fetched.take(records, 100, each[4] + 3) == 3
     assert (len(records), fetched.next_offset, fetched.more) == (5, 5, False)
 
 

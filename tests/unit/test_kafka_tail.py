@@ -15,7 +15,7 @@ from aiokafka.record.util import calc_crc32c_py
 from topics.kafka.fetch_connection import Then
 from topics.kafka.fetch_protocol import Fetched, FetchRequest
 from topics.kafka.tail import KafkaTail
-from topics.ports import LogError, OffsetOutOfRange, Partition
+from topics.ports import READ_BYTES_MAX, LogError, OffsetOutOfRange, Partition
 
 A, B = Partition("t", 0), Partition("t", 1)
 NOT_LEADER, NOT_ALLOWED, OUT_OF_RANGE = 6, 29, 1
@@ -168,6 +168,26 @@ async def test_no_more_is_fetched_than_was_taken(tail: KafkaTail, cluster: Clust
         records = await tail.read(1.0, max_records=4)
         assert [it.offset for it in records] == [*range(first, min(10, first + 4))]
         assert tail.position(A) == min(10, first + 4)
+
+
+async def test_behind_damage_no_more_is_given_than_there_is_room_for(
+    tail: KafkaTail, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, count = cluster._answer, READ_BYTES_MAX // 1000 - 5
+
+    def damaged(node: int, partition: Partition, at: int) -> Fetched | None:
+        if (found := whole(node, partition, at)) is None:
+            return None
+        bad = bytearray(data_of(count, b"bad"))
+        bad[-1] ^= 1
+        return Fetched(partition, 0, found[2] + bytes(bad))
+
+    monkeypatch.setattr(cluster, "_answer", damaged)
+    for partition in (A, B):
+        cluster.put(partition, *[b"x" * 1000] * count)
+    first, second = await tail.read(1.0), await tail.read(1.0)
+    assert [len(first), len(second)] == [count, count]
+    assert (tail.position(A), tail.position(B)) == (count, count)
 
 
 async def test_a_cancelled_read_loses_nothing(tail: KafkaTail, cluster: Cluster) -> None:

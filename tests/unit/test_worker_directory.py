@@ -7,10 +7,12 @@ from contextlib import asynccontextmanager
 import pytest
 
 from core.limits import Limits
+from producer_api import worker_directory
 from producer_api.worker_directory import WorkerDirectory
 from runtime.clock import BrokerClock
 from topics.catalogue import WORKERS, TopicSettings, catalogue
 from topics.memory import MemoryLog
+from topics.ports import READ_BYTES_MAX, Record, record_bytes
 
 LIMITS = Limits(clock_skew_seconds=10.0)
 
@@ -71,3 +73,27 @@ async def test_a_record_that_is_read_after_a_sleep_says_nothing_of_the_clock() -
         await asyncio.sleep(0.05)
         assert clock.now_ms() == own.ms
         await appender.close()
+
+
+async def test_what_was_there_at_the_start_says_nothing_of_the_clock_however_late_it_is_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(worker_directory, "CATCH_UP_SECONDS", 0.0)
+    broker = Hands(1_000_000_000)
+    log = MemoryLog(clock_ms=broker.wall_ms)
+    await log.create(catalogue("default", TopicSettings()))
+    appender = await log.appender()
+    weight = record_bytes(Record(WORKERS, 0, 0, 0, b"w", None, ()))
+    for _ in range(5 * READ_BYTES_MAX // weight):
+        await appender.append(WORKERS, 0, None, key=b"w")
+    broker.ms += 60_000  # nobody has spoken since
+    clock = BrokerClock(broker, LIMITS.clock_skew_seconds)
+    it = WorkerDirectory(log, clock, LIMITS)
+    await it.start()
+    async with asyncio.timeout(5):
+        while not it._caught_up:
+            await asyncio.sleep(0.01)
+    assert clock.now_ms() == broker.ms
+    assert not clock.observed
+    await it.close()
+    await appender.close()

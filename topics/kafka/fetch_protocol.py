@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from aiokafka.errors import CorruptRecordException, IncompatibleBrokerVersion
 from aiokafka.record.memory_records import MemoryRecords
 
-from topics.ports import Partition, Record
+from topics.ports import Partition, Record, record_bytes
 
 API_KEY = 1
 VERSION = 4
@@ -105,7 +105,7 @@ class FetchedRecords:
         self._records = self._unpack(data)
 
     def take(self, into: list[Record], count: int, room_bytes: int) -> int:
-        """Appends so many records, or until so many bytes of values are filled; returns those left.
+        """Appends so many records, or until they fill so many bytes; returns the bytes left, or fewer than 0.
 
         `more` says whether there may be others. Raises CorruptRecordException behind what was whole: that
         was appended.
@@ -114,7 +114,7 @@ class FetchedRecords:
         for record in islice(self._records, count):
             into.append(record)
             count -= 1
-            room_bytes -= len(record.value or b"")
+            room_bytes -= record_bytes(record)
             if room_bytes <= 0:
                 break
         self.more = not count or room_bytes <= 0

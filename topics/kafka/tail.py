@@ -112,6 +112,7 @@ class KafkaTail:
             except Exception:
                 if not records:  # else the same is met again at the next fetch
                     raise
+                break
             finally:
                 # at the end of all: who was served asks last, so that none is starved by the others
                 del self._positions[part.partition]
