@@ -479,7 +479,7 @@ def cancel_once(stack: contextlib.ExitStack) -> None:
     """A cancel that was carried out is forgotten, and with it what a late fence made invisible."""
 
     def cancel(self: Scheduler, key: Any, *args: Any) -> None:
-        met = any(known == key for _, known in self._known)
+        met = key in self._known
         old(self, key, *args)
         if met:
             self._cancelled.pop(key, None)

@@ -52,7 +52,7 @@ CAUGHT_BY: dict[str, tuple[int, ...]] = {
     "resume_without_position": (9, 12, 19),
     "accepted_side_by_side": (2, 92, 208),
     "speak_while_broken": (6, 29, 39),
-    "cancel_once": (202, 245, 313),
+    "cancel_once": (202, 313, 377),
     "forget_claims_by_own_clock": (0, 1, 2),
     "forget_claims_unread": (0, 5, 12),
     "believe_any_ack": (63, 87, 98),
