@@ -22,7 +22,7 @@ from benchmarks.results_file import Run
 from benchmarks.scale_report import show_open_streams
 from benchmarks.stack import RunningStack, engine_words
 
-REPEATS = 5
+REPEATS = 3
 WARM_UP_REQUESTS = 500
 WARM_UP_TOKENS = 2
 SETTLE_SECONDS = 1.0

@@ -3,11 +3,11 @@
     python -m benchmarks.recovery
 
 For each case a worker on a real Kafka runs so many requests (the suspects of the takeover to come),
-and so many more wait behind them on the same topic. On `replies` lie records of other workers: some were
-there before, some come while the suspects run. The worker is killed; `inferlog up` starts it
-again, and the new process takes the partitions over: it must read what had been said of the suspects,
-hence all that lies between, and what lies up to `clock_skew_seconds` before, but nothing of the backlog,
-and nothing older (for that case the skew is set to 2 s, and waited for).
+and so many more wait behind them on the same topic. On `replies` lie records of other workers: some are
+older than what this one said last, some came since, while it was idle, some come while the suspects run. The
+worker is killed; `inferlog up` starts it again, and the new process takes the partitions over: it must read
+what had been said of the suspects, from the positions of the last commit on, hence all that came since the
+worker had last spoken, but nothing older, and nothing of the backlog.
 In the last case there is a second worker, which runs a share of the requests and takes over the others.
 Measured: from the kill to the next token of each request (start of the process included), and what the new
 process takes.
@@ -43,7 +43,7 @@ HISTORY_SECONDS = 10.0  # for so long the requests speak before the kill
 ANSWER_TOKENS = 100_000
 RESUME_SECONDS = 120.0
 TOPIC = request_topic("default", "standard")
-REPEATS = 3
+REPEATS = 2
 OTHER_TENANT = "of other workers"
 OTHERS = 16
 """Requests of other workers, each with a token in each of their records."""
@@ -51,8 +51,8 @@ OTHERS = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """So many running requests, requests behind them, records of other workers on `replies` (too old to
-    count, from before, from beside them), and workers that are not killed.
+    """So many running requests, requests behind them, records of other workers on `replies` (older than the
+    worker's last words, before the requests, beside them), and workers that are not killed.
     """
 
     suspects: int
@@ -75,8 +75,9 @@ CASES = (
     Case(suspects=100, standby=1),
 )
 KILLED = "worker-0"
-SHORT_SKEW_SECONDS = 2
-"""Of the case with older records: for so long a takeover reads back."""
+LAST_WORDS = 64
+"""Short answers to all reply partitions, behind what is older."""
+COMMIT_SECONDS = 3.0
 
 
 @dataclass
@@ -121,7 +122,7 @@ async def listen(log: KafkaLog, heard: Heard) -> None:
         await tail.close()
 
 
-async def produce(log: KafkaLog, count: int) -> None:
+async def produce(log: KafkaLog, count: int, tokens: int = ANSWER_TOKENS) -> None:
     """Appends so many requests, spread over all partitions of the topic."""
     partitions = await log.partition_count(TOPIC)
     replies = await log.partition_count(REPLIES)
@@ -138,7 +139,7 @@ async def produce(log: KafkaLog, count: int) -> None:
                     tier="standard",
                     model="scripted",
                     endpoint=COMPLETIONS,
-                    body=Body(prompt=f"prompt {number} " + "word " * 60, max_tokens=ANSWER_TOKENS),
+                    body=Body(prompt=f"prompt {number} " + "word " * 60, max_tokens=tokens),
                     deadlines=deadlines,
                 )
                 headers = request_headers(request.id, request.tenant, now_ms)
@@ -194,20 +195,21 @@ async def measure(case: Case) -> dict[str, Any]:
     words = [
         word for it in (*options, "context_tokens=1000000") for word in ("--engine-option", it)
     ]
-    environ = {"INFERLOG_LIMIT_CLOCK_SKEW_SECONDS": str(SHORT_SKEW_SECONDS)} if case.older else {}
     with (
         tempfile.TemporaryDirectory() as folder,
-        RunningStack(
-            Path(folder), "--workers", str(1 + case.standby), *words, environ=environ
-        ) as stack,
+        RunningStack(Path(folder), "--workers", str(1 + case.standby), *words) as stack,
     ):
         log = KafkaLog(stack.bootstrap, client_id="recovery-bench")
         heard = Heard()
         listening = asyncio.create_task(listen(log, heard))
         try:
             idle_bytes = stack.memory_bytes("worker")
-            await others_speak(log, case.older)
-            await asyncio.sleep(SHORT_SKEW_SECONDS + 1 if case.older else 0)
+            if case.older:
+                await others_speak(log, case.older)
+                await produce(log, LAST_WORDS, tokens=1)
+                await asyncio.to_thread(stack.wait_for_ended, LAST_WORDS)
+                await asyncio.sleep(COMMIT_SECONDS)
+                heard.first_s.clear()
             await others_speak(log, case.before)
             await produce(log, suspects)
             await until(suspects, lambda: heard.first_s, 60.0, "requests spoke")

@@ -151,7 +151,12 @@ def show_recovery(figures: Figures) -> str:
                 ),
             ]
         )
-    head = ["running requests", "waiting behind them", "records of others, older", "from before"]
+    head = [
+        "running requests",
+        "waiting behind them",
+        "records of others, older",
+        "since its last words",
+    ]
     head += ["beside", "other workers"]
     head += ["kill to next token, p95 s", "CPU-s of the new process", "its peak memory, MiB"]
     return table(head, rows)
