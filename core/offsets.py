@@ -66,7 +66,8 @@ class OffsetTracker:
     ) -> CommitPoint:
         """What to commit now.
 
-        `acknowledged[p]`: the last position of reply partition p acknowledged to this worker.
+        `acknowledged[p]`: a position of reply partition p before which nothing will be said any more of what
+        has not begun: the last one acknowledged to this worker, or the end that it last asked for.
         `found[offset]`: (reply partition, position) where the fold met the first event of an offset
         that an earlier owner had started, whether it was picked up again since or not.
         """

@@ -12,7 +12,9 @@ from core.limits import Limits
 
 # A string that never ends matches too, up to the end: otherwise each quote in it would begin a search
 # of its own, and the time would grow with the square of the length.
-_TOKENS = re.compile(rb'"(?:[^"\\]|\\.)*+(?:"|\Z)|[\[\]{}]', re.DOTALL)
+_STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*+(?:"|\Z)', re.DOTALL)
+_MARKS = bytes.maketrans(b"{}", b"[]")
+_OTHERS = bytes(it for it in range(256) if it not in b"{}[]")
 
 
 def parse_json(raw: bytes, limits: Limits) -> dict[str, Any]:
@@ -29,16 +31,18 @@ def parse_json(raw: bytes, limits: Limits) -> dict[str, Any]:
 
 
 def _check_depth(raw: bytes, most: int) -> None:
-    """Counts brackets outside of strings."""
-    depth = 0
-    for token in _TOKENS.finditer(raw):
-        mark = raw[token.start()]
-        if mark in b"{[":
-            depth += 1
-            if depth > most:
-                raise Refusal("invalid_json", f"The body may be at most {most} levels deep.")
-        elif mark in b"}]":
-            depth -= 1
+    """Takes the innermost brackets away, level by level; a level is a few passes over bytes, not a loop.
+
+    What then still pairs is too deep. What does not pair is no JSON, and the parser says so: but not of so
+    many open brackets that it could lose itself in them.
+    """
+    marks = _STRINGS.sub(b"", raw).translate(_MARKS, _OTHERS)
+    for _ in range(most):
+        if b"[]" not in marks:
+            break
+        marks = marks.replace(b"[]", b"")
+    if b"[]" in marks or marks.count(b"[") > most:
+        raise Refusal("invalid_json", f"The body may be at most {most} levels deep.")
 
 
 def fingerprint(endpoint: str, data: Mapping[str, Any]) -> str:

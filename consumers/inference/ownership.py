@@ -117,7 +117,7 @@ class Ownership:
 
     @property
     def acknowledged(self) -> Mapping[int, int]:
-        """Per reply partition, the last position that an ack told this worker."""
+        """Per reply partition, the last position that an ack, or its end, told this worker."""
         return self._writer.acknowledged
 
     @staticmethod

@@ -22,11 +22,14 @@ from topics.ports import (
     AppendUnknown,
     Log,
     LogError,
+    Partition,
     RecordTooLarge,
 )
 from topics.scan import REPLIES
 
 EVENTS_BYTES_MAX = 768 * 1024
+ENDS_SECONDS = 3.0
+"""So often a worker asks where the reply partitions end, with all that others have said."""
 
 _log = logging.getLogger(__name__)
 
@@ -61,7 +64,8 @@ Said = tuple[Speech, AnyEvent]
 class ReplyWriter:
     """One appender for all events and fences of this worker.
 
-    `acknowledged[p]` is the last position of reply partition p that an ack told us. On a failure
+    `acknowledged[p]` is the last position of reply partition p that an ack, or its end, told us: what is
+    begun from now on lies there or behind. On a failure
     `on_failure` is called once; nothing is sent any more until `reopen`. `silenced` is asked before
     anything leaves: which request partitions may not be spoken for any more.
     """
@@ -94,6 +98,22 @@ class ReplyWriter:
         """Before an offset's first event, also an end without a start: successors fold from here."""
         if handle.spoken_at is None:
             handle.spoken_at = (partition, self.acknowledged.get(partition, 0))
+
+    async def follow_ends(self) -> None:
+        """Asks for the ends now and then, for ever.
+
+        A worker that was silent, or seldom speaks on a partition, would else have its successor read all that
+        others have said since. What is under way lies before the end, and has its own mark (`begin`).
+        """
+        while True:
+            await asyncio.sleep(ENDS_SECONDS)
+            here = [Partition(REPLIES, index) for index in self.acknowledged]
+            try:
+                ends = await self._log.end_offsets(here) if here else {}
+            except LogError:
+                continue  # a successor reads more, that is all
+            for partition, end in ends.items():
+                self.acknowledged[partition.index] = max(end, self.acknowledged[partition.index])
 
     def say(self, partition: int, speech: Speech, event: AnyEvent) -> None:
         """Hands an event over; it leaves at the end of this turn of the loop."""

@@ -118,6 +118,7 @@ class InferenceService:
         self._announcements = telling
         await telling.put()
         self._watch(asyncio.create_task(worker.tick(), name="tick"))
+        self._watch(asyncio.create_task(self._writer.follow_ends(), name="reply-ends"))
         self._watch(asyncio.create_task(telling.always(), name="announce"))
         for tier in self.settings.tiers:
             consumer = TierConsumer(
