@@ -433,6 +433,20 @@ def marks_forget_ends(stack: contextlib.ExitStack) -> None:
 
 
 @mutation
+def marks_forget_what_has_begun(stack: contextlib.ExitStack) -> None:
+    """The end of the log is taken for the mark of what had begun before it was asked for, too."""
+
+    def commit_point(self: OffsetTracker, acknowledged: Any, found: Any) -> Any:
+        for handle in self._open:
+            if handle.spoken_at is not None:
+                partition, _ = handle.spoken_at
+                handle.spoken_at = partition, acknowledged[partition]
+        return old(self, acknowledged, found)
+
+    old = _put(stack, OffsetTracker, "commit_point", commit_point)
+
+
+@mutation
 def two_wall_clocks(stack: contextlib.ExitStack) -> None:
     """A worker takes its own wall clock for the broker's."""
 
