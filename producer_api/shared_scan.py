@@ -14,7 +14,7 @@ from core.stream import Key, Reader, StreamState
 from producer_api.scan_member import Member
 from schemas.codec import UndecodableRecord, decode_reply
 from topics.fence_tail import FenceTail
-from topics.ports import Log, Partition, Record, Tail
+from topics.ports import SCAN_BYTES_MAX, Log, Partition, Record, Tail
 from topics.scan import REPLIES, late_reader
 
 GATHER_SECONDS = 0.005
@@ -209,7 +209,9 @@ class SharedScan:
     async def _read(self) -> None:
         assert self._tail is not None
         records = await self._tail.read(
-            max_wait_seconds=READ_SECONDS, max_records=self._records_max()
+            max_wait_seconds=READ_SECONDS,
+            max_records=self._records_max(),
+            max_bytes=SCAN_BYTES_MAX,
         )
         self.position = self._tail.position(self._here)
         touched = self._take(records)

@@ -153,9 +153,14 @@ class MemoryTail:
         self._log = log
         self._positions = dict(positions)
 
-    async def read(self, max_wait_seconds: float = 0.5, max_records: int = 1000) -> list[Record]:
+    async def read(
+        self,
+        max_wait_seconds: float = 0.5,
+        max_records: int = 1000,
+        max_bytes: int = READ_BYTES_MAX,
+    ) -> list[Record]:
         found = await self._log.fetch(lambda: self._positions, max_wait_seconds, max_records)
-        records = within(READ_BYTES_MAX, found)
+        records = within(max_bytes, found)
         for record in records:
             # who was served goes to the end of all, so that none is starved by the others
             self._positions.pop(here := Partition(record.topic, record.partition), None)

@@ -124,6 +124,8 @@ READ_BYTES_MAX = 32 * 1024
 """A tail's read ends with the record that fills so many bytes. Who reads works through it in one turn of the
 event loop, so this bounds that turn: some 120 tokens, which a replica sends in 1 to 3 ms. One record may be
 larger; a worker's holds what one step says for one reply partition."""
+SCAN_BYTES_MAX = 8 * READ_BYTES_MAX
+"""The same for who looks for few among many: what is nobody's costs a tenth."""
 
 
 def record_bytes(record: Record) -> int:
@@ -135,10 +137,15 @@ def record_bytes(record: Record) -> int:
 class Tail(Protocol):
     """Reads given partitions by manual assignment: no group, no rebalance."""
 
-    async def read(self, max_wait_seconds: float = 0.5, max_records: int = 1000) -> list[Record]:
+    async def read(
+        self,
+        max_wait_seconds: float = 0.5,
+        max_records: int = 1000,
+        max_bytes: int = READ_BYTES_MAX,
+    ) -> list[Record]:
         """The next records of all partitions, in offset order per partition; [] after the wait.
 
-        At most `max_records`, and no more once they fill READ_BYTES_MAX: the last may go beyond it. Others
+        At most `max_records`, and no more once they fill `max_bytes`: the last may go beyond it. Others
         have a turn before what is left is given.
 
         Survives a broker that is away (keeps trying). Raises OffsetOutOfRange if a position is not

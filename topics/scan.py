@@ -8,7 +8,7 @@ from core.stream import Key, Reader
 from schemas.codec import UndecodableRecord, decode_reply, is_foreign
 from schemas.replies import ReplyRecord
 from topics.fence_tail import FenceTail
-from topics.ports import Log, Partition, Record
+from topics.ports import SCAN_BYTES_MAX, Log, Partition, Record
 
 REPLIES = "replies"
 
@@ -60,7 +60,7 @@ async def scan(
     tail = await log.tail({here: position})
     try:
         while position < end:
-            for record in await tail.read(max_wait_seconds=0.5):
+            for record in await tail.read(max_wait_seconds=0.5, max_bytes=SCAN_BYTES_MAX):
                 if record.offset >= end:
                     return
                 try:

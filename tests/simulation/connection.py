@@ -192,11 +192,16 @@ class SimTail:
         self._cluster = cluster
         self._positions = dict(positions)
 
-    async def read(self, max_wait_seconds: float = 0.5, max_records: int = 1000) -> list[Record]:
+    async def read(
+        self,
+        max_wait_seconds: float = 0.5,
+        max_records: int = 1000,
+        max_bytes: int = READ_BYTES_MAX,
+    ) -> list[Record]:
         until_s = self._cluster.loop.time() + max_wait_seconds
         while True:
             before = self._positions
-            records = within(READ_BYTES_MAX, self._cluster.take(before, max_records))
+            records = within(max_bytes, self._cluster.take(before, max_records))
             if records:
                 await asyncio.sleep(self._cluster.latency_s())
                 if self._positions is not before:

@@ -38,12 +38,12 @@ class LateLog(MemoryLog):
         tail = await super().tail(positions)
         read = tail.read
 
-        async def late(max_wait_seconds: float = 0.5, max_records: int = 1000) -> list[Record]:
+        async def late(max_wait_seconds: float = 0.5, *bounds: Any, **more: Any) -> list[Record]:
             self.reads += 1
             if self.held_back:
                 await asyncio.sleep(0.001)
                 return []
-            return await read(min(max_wait_seconds, 0.001), max_records)
+            return await read(min(max_wait_seconds, 0.001), *bounds, **more)
 
         tail.read = late  # type: ignore[method-assign]
         return tail

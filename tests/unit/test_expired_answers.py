@@ -33,9 +33,11 @@ class LateLog(MemoryLog):
         if self.tails == 1:
             read = tail.read
 
-            async def late(max_wait_seconds: float = 0.5, max_records: int = 1000) -> list[Record]:
+            async def late(
+                max_wait_seconds: float = 0.5, *bounds: Any, **more: Any
+            ) -> list[Record]:
                 if not self.held_back:
-                    return await read(min(max_wait_seconds, 0.001), max_records)
+                    return await read(min(max_wait_seconds, 0.001), *bounds, **more)
                 await asyncio.sleep(0.01)
                 return []
 

@@ -68,7 +68,12 @@ class KafkaTail:
     def position(self, partition: Partition) -> int:
         return self._positions[partition]
 
-    async def read(self, max_wait_seconds: float = 0.5, max_records: int = 1000) -> list[Record]:
+    async def read(
+        self,
+        max_wait_seconds: float = 0.5,
+        max_records: int = 1000,
+        max_bytes: int = READ_BYTES_MAX,
+    ) -> list[Record]:
         until_s = self._loop.time() + max_wait_seconds
         client = await self._ready_client(max_wait_seconds)
         if client is None:
@@ -76,7 +81,7 @@ class KafkaTail:
         if self._fetched or max_wait_seconds <= 0:
             await asyncio.sleep(0)  # a reader that never waits must not starve the others
         try:
-            records = await self._next(client, until_s, max_records)
+            records = await self._next(client, until_s, max_records, max_bytes)
         except (OffsetOutOfRange, LogError):
             raise
         except Exception as error:  # noqa: BLE001  whatever it was, a new client may do better
@@ -87,11 +92,13 @@ class KafkaTail:
             self._rebuild("stuck", "records are there and do not come")
         return records
 
-    async def _next(self, client: TailClient, until_s: float, most: int) -> list[Record]:
+    async def _next(
+        self, client: TailClient, until_s: float, most: int, room_bytes: int
+    ) -> list[Record]:
         while True:
             if self._closed:
                 return []
-            records = self._take(most)
+            records = self._take(most, room_bytes)
             retry_s = self._fetch_more(client)
             if records:
                 return records
@@ -101,10 +108,9 @@ class KafkaTail:
                 return []
             await self._waiting.wait(min(left_s, retry_s))
 
-    def _take(self, most: int) -> list[Record]:
+    def _take(self, most: int, room_bytes: int) -> list[Record]:
         """Up to so many of what was fetched. Raises KafkaError if the next are damaged."""
         records: list[Record] = []
-        room_bytes = READ_BYTES_MAX
         while self._fetched and len(records) < most and room_bytes > 0:
             part = self._fetched[0]
             try:
