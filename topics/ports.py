@@ -130,8 +130,14 @@ SCAN_BYTES_MAX = 8 * READ_BYTES_MAX
 
 def record_bytes(record: Record) -> int:
     """What a record weighs, about as Kafka counts it."""
-    headers = sum(len(name) + len(value) for name, value in record.headers)
-    return len(record.value or b"") + len(record.key or b"") + headers + 70
+    weight = 70
+    if record.value:
+        weight += len(record.value)
+    if record.key:
+        weight += len(record.key)
+    if record.headers:
+        weight += sum(len(name) + len(value) for name, value in record.headers)
+    return weight
 
 
 class Tail(Protocol):

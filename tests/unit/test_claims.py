@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping
+from typing import Any
 
 from core.limits import Limits
 from producer_api.claims import Claims

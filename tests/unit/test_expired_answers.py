@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from core.limits import Limits
 from core.stream import Visible, is_terminal
