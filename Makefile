@@ -53,7 +53,7 @@ demo: setup ## Everything at once: an answer, a small load, a worker killed in t
 up: setup ## Start Kafka, workers and the API (ARGS="--workers 2 --port 8000")
 	@$(BIN)/inferlog up --engine $(ENGINE) $(ARGS)
 
-bench: setup ## All benchmarks, quick (about 25 minutes) or FULL=1 (about 75; kept); one alone: make bench-cancels
+bench: setup ## All benchmarks, quick (about 29 minutes) or FULL=1 (about 80; kept); one alone: make bench-cancels
 	$(BIN)/python -m benchmarks $(if $(FULL),--full) $(ARGS)
 	$(if $(FULL),$(BIN)/python -m benchmarks.report && $(MAKE) plots)
 

@@ -38,7 +38,7 @@ BENCHES = (
     Bench("cancels", "cancels", "--repeats 1", 1, 2),
     Bench("replicas", "replicas", "--repeats 1", 2, 7),
     Bench("late_followers", "late_followers", "--repeats 1 --lengths 2000 20000", 1, 6),
-    Bench("recovery", "recovery", "--repeats 1", 4, 8),
+    Bench("recovery", "recovery", "--repeats 1", 6, 12),
     Bench("log_bytes", "log_bytes", "", 1, 1),
     Bench("backlog", "backlog", "--repeats 1 --depths 1000 100000", 2, 5),
     Bench("against_litellm", "litellm", "--repeats 2", 3, 3),

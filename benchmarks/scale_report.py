@@ -154,8 +154,8 @@ def show_recovery(figures: Figures) -> str:
     head = [
         "running requests",
         "waiting behind them",
-        "records of others, older",
-        "since its last words",
+        "records of others, old",
+        "from just before",
     ]
     head += ["beside", "other workers"]
     head += ["kill to next token, p95 s", "CPU-s of the new process", "its peak memory, MiB"]
