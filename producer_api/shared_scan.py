@@ -14,7 +14,8 @@ from core.stream import Key, Reader, StreamState
 from producer_api.scan_member import Member
 from schemas.codec import UndecodableRecord, decode_reply
 from topics.fence_tail import FenceTail
-from topics.ports import SCAN_BYTES_MAX, Log, Partition, Record, Tail
+from topics.ports import Log, Partition, Record, Tail
+from topics.read_size import SCAN_BYTES_MAX
 from topics.scan import REPLIES, late_reader
 
 GATHER_SECONDS = 0.005

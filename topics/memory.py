@@ -27,8 +27,8 @@ from topics.ports import (
     RevokedHook,
     TopicSpec,
     TopicState,
-    record_bytes,
 )
+from topics.read_size import record_bytes
 
 RECORD_BYTES_MAX = 3 * 1024 * 1024
 __all__ = ["Fault", "FaultKind", "MemoryAppender", "MemoryLog", "MemoryMember", "MemoryTail"]

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from topics.ports import (
-    READ_BYTES_MAX,
     Appended,
     AppendFailed,
     AppendUnknown,
@@ -15,8 +14,8 @@ from topics.ports import (
     LogError,
     Partition,
     Record,
-    record_bytes,
 )
+from topics.read_size import READ_BYTES_MAX, record_bytes
 
 if TYPE_CHECKING:
     from topics.memory import MemoryLog

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from core.errors import InferlogError
+from topics.read_size import READ_BYTES_MAX
 
 Headers = tuple[tuple[str, bytes], ...]
 
@@ -118,26 +119,6 @@ class Appender(Protocol):
     async def close(self, timeout_seconds: float = 5.0) -> None:
         """Flushes within the limit, then lets go; what is unacknowledged raises AppendUnknown."""
         ...
-
-
-READ_BYTES_MAX = 32 * 1024
-"""A tail's read ends with the record that fills so many bytes. Who reads works through it in one turn of the
-event loop, so this bounds that turn: some 120 tokens, which a replica sends in 1 to 3 ms. One record may be
-larger; a worker's holds what one step says for one reply partition."""
-SCAN_BYTES_MAX = 8 * READ_BYTES_MAX
-"""The same for who looks for few among many: what is nobody's costs a tenth."""
-
-
-def record_bytes(record: Record) -> int:
-    """What a record weighs, about as Kafka counts it."""
-    weight = 70
-    if record.value:
-        weight += len(record.value)
-    if record.key:
-        weight += len(record.key)
-    if record.headers:
-        weight += sum(len(name) + len(value) for name, value in record.headers)
-    return weight
 
 
 class Tail(Protocol):

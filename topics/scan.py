@@ -8,7 +8,8 @@ from core.stream import Key, Reader
 from schemas.codec import UndecodableRecord, decode_reply, is_foreign
 from schemas.replies import ReplyRecord
 from topics.fence_tail import FenceTail
-from topics.ports import SCAN_BYTES_MAX, Log, Partition, Record
+from topics.ports import Log, Partition, Record
+from topics.read_size import SCAN_BYTES_MAX
 
 REPLIES = "replies"
 

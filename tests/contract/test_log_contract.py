@@ -7,7 +7,6 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from topics.ports import (
-    READ_BYTES_MAX,
     Appended,
     AppendFailed,
     Log,
@@ -18,8 +17,8 @@ from topics.ports import (
     RecordTooLarge,
     Tail,
     TopicSpec,
-    record_bytes,
 )
+from topics.read_size import READ_BYTES_MAX, record_bytes
 
 MakeTopic = Callable[..., Awaitable[str]]
 

@@ -11,7 +11,6 @@ from tests.simulation.loop import Process
 from topics.kafka.partitioning import partition_of
 from topics.memory_clients import within
 from topics.ports import (
-    READ_BYTES_MAX,
     Appended,
     AppendFailed,
     AppendUnknown,
@@ -26,6 +25,7 @@ from topics.ports import (
     TopicSpec,
     TopicState,
 )
+from topics.read_size import READ_BYTES_MAX
 
 Ack = asyncio.Future[Appended]
 APPEND_TIMEOUT_S = 4.0

@@ -14,7 +14,8 @@ from topics.kafka.fetch_protocol import (
     check_version,
     decode_answer,
 )
-from topics.ports import Partition, Record, record_bytes
+from topics.ports import Partition, Record
+from topics.read_size import record_bytes
 
 HERE = Partition("replies", 3)
 

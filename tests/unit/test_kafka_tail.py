@@ -15,7 +15,8 @@ from aiokafka.record.util import calc_crc32c_py
 from topics.kafka.fetch_connection import Then
 from topics.kafka.fetch_protocol import Fetched, FetchRequest
 from topics.kafka.tail import KafkaTail
-from topics.ports import READ_BYTES_MAX, LogError, OffsetOutOfRange, Partition
+from topics.ports import LogError, OffsetOutOfRange, Partition
+from topics.read_size import READ_BYTES_MAX
 
 A, B = Partition("t", 0), Partition("t", 1)
 NOT_LEADER, NOT_ALLOWED, OUT_OF_RANGE = 6, 29, 1

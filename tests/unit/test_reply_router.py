@@ -27,7 +27,8 @@ from schemas.requests import CHAT, RequestInfo
 from topics.catalogue import REPLIES, TopicSettings, catalogue
 from topics.fence_tail import FenceTail
 from topics.memory import MemoryAppender, MemoryLog
-from topics.ports import READ_BYTES_MAX, Partition
+from topics.ports import Partition
+from topics.read_size import READ_BYTES_MAX
 
 Q = "requests.default.standard/0"
 INFO = RequestInfo(endpoint=CHAT, model="m", tier="standard")

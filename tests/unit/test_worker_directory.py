@@ -12,7 +12,8 @@ from producer_api.worker_directory import WorkerDirectory
 from runtime.clock import BrokerClock
 from topics.catalogue import WORKERS, TopicSettings, catalogue
 from topics.memory import MemoryLog
-from topics.ports import READ_BYTES_MAX, Record, record_bytes
+from topics.ports import Record
+from topics.read_size import READ_BYTES_MAX, record_bytes
 
 LIMITS = Limits(clock_skew_seconds=10.0)
 

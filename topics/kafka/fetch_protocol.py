@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 from aiokafka.errors import CorruptRecordException, IncompatibleBrokerVersion
 from aiokafka.record.memory_records import MemoryRecords
 
-from topics.ports import Partition, Record, record_bytes
+from topics.ports import Partition, Record
+from topics.read_size import record_bytes
 
 API_KEY = 1
 VERSION = 4

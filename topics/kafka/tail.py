@@ -20,7 +20,8 @@ from topics.kafka.clients import RECORD_BYTES_MAX, OnRebuild, describe, ended, i
 from topics.kafka.fetch_protocol import Fetched, FetchedRecords, FetchRequest
 from topics.kafka.reading import RETRY_SECONDS, AskEnds, Progress, end_opening
 from topics.kafka.tail_client import OpenClient, TailClient
-from topics.ports import READ_BYTES_MAX, LogError, OffsetOutOfRange, Partition, Record
+from topics.ports import LogError, OffsetOutOfRange, Partition, Record
+from topics.read_size import READ_BYTES_MAX
 
 FETCH_WAIT_MS = 1000
 """How long the broker holds a fetch that finds nothing. A tail's partitions change only when a topic grows
