@@ -27,7 +27,7 @@ def counting(counts: "Counter[str]") -> Iterator[None]:
         return floors, start
 
     def counted_arrive(self: Scheduler, work: Any, *args: Any) -> None:
-        first = self._known.get((work.q, work.key))
+        first = self._known.get(work.key, {}).get(work.q)
         counts["copy attached"] += first is not None and not work.spoken
         arrive(self, work, *args)
 
