@@ -5,7 +5,7 @@ PYTEST ?=
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check format test test-all soak faults sim demo up bench plots bench-pipeline bench-backlog bench-litellm bench-vllm lock clean
+.PHONY: help setup check format test test-all soak faults sim demo up bench plots bench-pipeline bench-litellm bench-vllm lock clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -70,11 +70,6 @@ bench-pipeline: ENGINE = scripted
 bench-pipeline: setup ## Measure the pipeline; results under benchmarks/results
 	$(BIN)/python -m benchmarks.pipeline
 	$(BIN)/python -m benchmarks.sse_response
-	$(BIN)/python -m benchmarks.report
-
-bench-backlog: ENGINE = scripted
-bench-backlog: setup ## Measure what a request costs with up to a million waiting behind it
-	$(BIN)/python -m benchmarks.backlog
 	$(BIN)/python -m benchmarks.report
 
 bench-litellm: ENGINE = scripted

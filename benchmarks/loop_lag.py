@@ -27,3 +27,10 @@ def lags(stack: RunningStack) -> dict[str, Lags]:
         )
         for part in ("api", "worker")
     }
+
+
+def late_shares(before: dict[str, Lags], after: dict[str, Lags]) -> dict[str, float]:
+    """Figures of a result: for each part, of the looks between, those that found its loop late."""
+    return {
+        f"{part}_loop_late_share": after[part].late_share_since(before[part]) for part in before
+    }

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.load import JsonProcess
-from benchmarks.loop_lag import lags
+from benchmarks.loop_lag import lags, late_shares
 from benchmarks.open_loop_client import Kept, Schedule
 from benchmarks.open_loop_report import ON_TIME_SECONDS, show_open_loop
 from benchmarks.results_file import Run, percentile
@@ -122,11 +122,7 @@ def measure(turn: int, seconds: float) -> list[dict[str, float]]:
                 f"{part}_cpu_us_per_request": (after[part] - before[part]) / answered(kept) * 1e6
                 for part in after
             }
-            late = {
-                f"{part}_loop_late_share": lag_after[part].late_share_since(lag_before[part])
-                for part in lag_after
-            }
-            found.append(figures_of(kept, rate) | spent | late)
+            found.append(figures_of(kept, rate) | spent | late_shares(lag_before, lag_after))
     return found[1:]
 
 

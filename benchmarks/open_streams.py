@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.load import Carried, LoadClient, Order
-from benchmarks.loop_lag import lags
+from benchmarks.loop_lag import lags, late_shares
 from benchmarks.results_file import Run
 from benchmarks.scale_report import show_open_streams
 from benchmarks.stack import RunningStack, engine_words
@@ -27,6 +27,8 @@ WARM_UP_REQUESTS = 500
 WARM_UP_TOKENS = 2
 SETTLE_SECONDS = 1.0
 MARGIN_SECONDS = 1.0
+LOOK_SECONDS = 0.3
+"""The metrics are read so long before: it takes a moment, which the margin has to hold."""
 POLL_SECONDS = 0.05
 
 
@@ -108,10 +110,12 @@ def measure(case: Case) -> dict[str, Any]:
         time.sleep(SETTLE_SECONDS)
         idle_at_s = int(time.monotonic())
         idle_bytes = {part: stack.memory_bytes(part) for part in ("api", "worker")}
+        speaking_at_s = opened_at_s + case.silent_seconds + MARGIN_SECONDS
+        time.sleep(max(0.0, speaking_at_s - LOOK_SECONDS - time.monotonic()))
         lag_before = lags(stack)
-        time.sleep(max(0.0, opened_at_s + case.silent_seconds + MARGIN_SECONDS - time.monotonic()))
+        time.sleep(max(0.0, speaking_at_s - time.monotonic()))
         first_s, spent = steady(stack, case)
-        late = {part: it.late_share_since(lag_before[part]) for part, it in lags(stack).items()}
+        late = late_shares(lag_before, lags(stack))
         carried: Carried = answered.result()
     if any(int(second) < idle_at_s for second in carried.events_at):
         raise SystemExit("a stream spoke before all were open: a longer silence is needed")
@@ -127,7 +131,7 @@ def measure(case: Case) -> dict[str, Any]:
         "tokens": tokens,
         "seconds": len(seconds),
         **{f"{part}_cpu_seconds": it for part, it in spent.items()},
-        **{f"{part}_loop_late_share": it for part, it in late.items()},
+        **late,
         "tokens_per_api_cpu_second": tokens / max(spent["api"], 0.01),
         "tokens_per_worker_cpu_second": tokens / max(spent["worker"], 0.01),
     }

@@ -23,7 +23,6 @@ from benchmarks.stack import RunningStack, engine_words
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = "bench-profiles"
-
 OTHER_THREAD = "Thread._bootstrap ("
 FOLDER = ROOT / "build" / "profiles"
 SECONDS = 15

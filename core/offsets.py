@@ -62,17 +62,16 @@ class OffsetTracker:
         return sum(1 for handle in self._open if not handle.done)
 
     def commit_point(
-        self, acknowledged: Mapping[int, int], found: Mapping[int, tuple[int, int]]
+        self, reached: Mapping[int, int], found: Mapping[int, tuple[int, int]]
     ) -> CommitPoint:
         """What to commit now.
 
-        `acknowledged[p]`: a position of reply partition p before which nothing will be said any more of what
-        has not begun: the last one acknowledged to this worker, or the end that it last asked for.
+        `reached[p]`: how far reply partition p has come: what has not begun yet will be said there or behind.
         `found[offset]`: (reply partition, position) where the fold met the first event of an offset
         that an earlier owner had started, whether it was picked up again since or not.
         """
         low = self.low()
-        positions = dict(acknowledged)
+        positions = dict(reached)
         spoken = [handle.spoken_at for handle in self._open if handle.spoken_at is not None]
         spoken += [at for offset, at in found.items() if offset >= low]
         for partition, position in spoken:

@@ -44,8 +44,8 @@ class WorkerDirectory:
         self._models: dict[str, ModelEntry] = {}
         self._tail: Tail | None = None
         self._task: asyncio.Task[None] | None = None
-        self._caught_up = False
         self._end = 0
+        """What lies before was there when we began to read: it says nothing of now, however late it comes."""
 
     async def start(self) -> "asyncio.Task[None]":
         """Reads all there is, then follows; returns the loop."""
@@ -68,16 +68,14 @@ class WorkerDirectory:
                 assert self._tail is not None
                 start = (await self._log.start_offsets([HERE]))[HERE]
                 self._end = (await self._log.end_offsets([HERE]))[HERE]
-                self._caught_up = False
                 self._tail.assign({HERE: start})
 
     async def _read(self, wait_seconds: float) -> bool:
         assert self._tail is not None
         began_ms = self._clock.wall_ms()
+        is_now = self._tail.position(HERE) >= self._end
         records = await self._tail.read(max_wait_seconds=wait_seconds)
-        # what was there at the start says nothing of now, however late it comes
-        fresh, self._caught_up = self._caught_up, self._tail.position(HERE) >= self._end
-        if records and fresh and not self._clock.observed:
+        if records and is_now and not self._clock.observed:
             self._correct_clock(records[-1].time_ms, began_ms)
         for record in records:
             name = (record.key or b"").decode(errors="replace")

@@ -161,8 +161,9 @@ class MemoryTail:
         found = await self._log.fetch(lambda: self._positions, max_wait_seconds, max_records)
         records = within(max_bytes, found)
         for record in records:
+            here = Partition(record.topic, record.partition)
             # who was served goes to the end of all, so that none is starved by the others
-            self._positions.pop(here := Partition(record.topic, record.partition), None)
+            self._positions.pop(here, None)
             self._positions[here] = record.offset + 1
         return records
 

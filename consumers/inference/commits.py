@@ -137,7 +137,7 @@ class Commits:
         assert self._tier.member is not None
         assignment = self._tier.assignment_number
         snapshot = {
-            q: (it, it.tracker.commit_point(self._tier.ownership.acknowledged, it.found))
+            q: (it, it.tracker.commit_point(self._tier.ownership.reached, it.found))
             for q, it in self._tier.owned.items()
             if q in qs and q in self._tier.assigned
         }

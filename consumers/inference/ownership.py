@@ -116,9 +116,9 @@ class Ownership:
         self._span_offsets = span_offsets
 
     @property
-    def acknowledged(self) -> Mapping[int, int]:
-        """Per reply partition, the last position that an ack, or its end, told this worker."""
-        return self._writer.acknowledged
+    def reached(self) -> Mapping[int, int]:
+        """How far each reply partition has come, as far as this worker knows."""
+        return self._writer.reached
 
     @staticmethod
     def metadata(point: CommitPoint) -> str:
@@ -138,8 +138,7 @@ class Ownership:
         ends = await self._ends(replies)
         await self._append_fence_record(encode(Fenced(epoch=epoch, ends=ends)))
         for index, end in enumerate(ends):
-            known = self._writer.acknowledged.get(index, 0)
-            self._writer.acknowledged[index] = max(known, end)
+            self._writer.learn(index, end)
         owned, marks = await self._positions(qs, epoch)  # step 4
         for it in owned.values():
             it.reply_partitions = len(ends)

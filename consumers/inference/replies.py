@@ -64,14 +64,14 @@ Said = tuple[Speech, AnyEvent]
 class ReplyWriter:
     """One appender for all events and fences of this worker.
 
-    `acknowledged[p]` is the last position of reply partition p that an ack, or its end, told us: what is
-    begun from now on lies there or behind. On a failure
-    `on_failure` is called once; nothing is sent any more until `reopen`. `silenced` is asked before
-    anything leaves: which request partitions may not be spoken for any more.
+    `reached[p]` is how far reply partition p has come, as acks and its ends told us: what is begun from
+    now on lies there or behind. On a failure `on_failure` is called once; nothing is sent any more until
+    `reopen`. `silenced` is asked before anything leaves: which request partitions may not be spoken for
+    any more.
     """
 
     def __init__(self, log: Log, on_failure: Callable[[], None], metrics: Metrics) -> None:
-        self.acknowledged: dict[int, int] = {}
+        self.reached: dict[int, int] = {}
         self.silenced: Callable[[], frozenset[str]] = frozenset
         self.failures_count = 0
         self._log = log
@@ -97,7 +97,11 @@ class ReplyWriter:
     def begin(self, handle: Handle, partition: int) -> None:
         """Before an offset's first event, also an end without a start: successors fold from here."""
         if handle.spoken_at is None:
-            handle.spoken_at = (partition, self.acknowledged.get(partition, 0))
+            handle.spoken_at = (partition, self.reached.get(partition, 0))
+
+    def learn(self, partition: int, position: int) -> None:
+        """The reply partition has come so far."""
+        self.reached[partition] = max(position, self.reached.get(partition, 0))
 
     async def follow_ends(self) -> None:
         """Asks for the ends now and then, for ever.
@@ -107,13 +111,13 @@ class ReplyWriter:
         """
         while True:
             await asyncio.sleep(ENDS_SECONDS)
-            here = [Partition(REPLIES, index) for index in self.acknowledged]
+            here = [Partition(REPLIES, index) for index in self.reached]
             try:
                 ends = await self._log.end_offsets(here) if here else {}
             except LogError:
                 continue  # a successor reads more, that is all
             for partition, end in ends.items():
-                self.acknowledged[partition.index] = max(end, self.acknowledged[partition.index])
+                self.learn(partition.index, end)
 
     def say(self, partition: int, speech: Speech, event: AnyEvent) -> None:
         """Hands an event over; it leaves at the end of this turn of the loop."""
@@ -168,9 +172,7 @@ class ReplyWriter:
             self._too_large(partition, said)
         else:
             self._observe_publish(time.perf_counter() - sent_s)
-            position = future.result().offset + 1
-            if position > self.acknowledged.get(partition, 0):
-                self.acknowledged[partition] = position
+            self.learn(partition, future.result().offset + 1)
             for speech, _ in said:
                 speech.acknowledged()
 

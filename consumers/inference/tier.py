@@ -24,8 +24,8 @@ from topics.ports import Log, LogError, Member, OffsetOutOfRange, Partition, Rec
 
 RETRY_SECONDS_MAX = 2.0
 AT_ONCE = 128
-"""Requests that are picked up in one turn of the event loop, each some 40 µs. Fewer would share fewer records
-on `replies`: with 32, a backlog cost a sixth more CPU per request."""
+"""Requests that are picked up in one turn of the event loop. Fewer would share fewer records on `replies`: with
+32, a backlog cost a sixth more CPU per request."""
 
 _log = logging.getLogger(__name__)
 

@@ -147,6 +147,22 @@ async def test_a_read_is_bounded_in_bytes_and_others_have_a_turn_between(
     await tail.close()
 
 
+async def test_a_partition_that_never_runs_dry_starves_no_other(
+    log: Log, make_topic: MakeTopic
+) -> None:
+    topic = await make_topic()
+    tail = await log.tail({Partition(topic, 0): 0, Partition(topic, 1): 0})
+    busy = [b"x" * 1000] * (READ_BYTES_MAX // 500)
+    await append(log, topic, [b"seldom"], partition=1)
+    for _ in range(10):
+        await append(log, topic, busy)
+        if any(it.partition for it in await tail.read(max_wait_seconds=5.0)):
+            break
+    else:
+        pytest.fail("the other partition was not read")
+    await tail.close()
+
+
 async def test_a_cancelled_read_loses_nothing(log: Log, make_topic: MakeTopic) -> None:
     topic = await make_topic()
     tail = await log.tail({Partition(topic, 0): 0})

@@ -18,7 +18,7 @@ class Offsets(RuleBasedStateMachine):
         self.handles: dict[int, Handle] = {}
         self.spoken: dict[int, tuple[int, int]] = {}
         self.found: dict[int, tuple[int, int]] = {}
-        self.acknowledged = dict.fromkeys(range(PARTITIONS), 0)
+        self.reached = dict.fromkeys(range(PARTITIONS), 0)
         self.lows = [5]
 
     @rule(gap=st.integers(0, 3))
@@ -50,15 +50,15 @@ class Offsets(RuleBasedStateMachine):
         offset = data.draw(st.sampled_from(sorted(self.handles)))
         handle = self.handles[offset]
         if handle.spoken_at is None and not handle.done:
-            handle.spoken_at = self.spoken[offset] = (partition, self.acknowledged[partition])
+            handle.spoken_at = self.spoken[offset] = (partition, self.reached[partition])
 
     @rule(partition=st.integers(0, PARTITIONS - 1), more=st.integers(1, 9))
     def acknowledge(self, partition: int, more: int) -> None:
-        self.acknowledged[partition] += more
+        self.reached[partition] += more
 
     @rule(ahead=st.integers(0, 6), partition=st.integers(0, PARTITIONS - 1))
     def found_by_the_fold(self, ahead: int, partition: int) -> None:
-        place = (partition, self.acknowledged[partition] // 2)
+        place = (partition, self.reached[partition] // 2)
         self.found.setdefault(self.tracker.low() + ahead, place)
 
     @invariant()
@@ -72,7 +72,7 @@ class Offsets(RuleBasedStateMachine):
 
     @invariant()
     def a_successor_that_folds_from_the_positions_misses_nothing(self) -> None:
-        point = self.tracker.commit_point(self.acknowledged, self.found)
+        point = self.tracker.commit_point(self.reached, self.found)
         assert point.offset == self.tracker.low()
         for partition, position in enumerate(point.positions):
             places = [
@@ -81,7 +81,7 @@ class Offsets(RuleBasedStateMachine):
                 for offset, (p, at) in spoken.items()
                 if offset >= point.offset and p == partition
             ]
-            assert position == min([*places, self.acknowledged[partition]])
+            assert position == min([*places, self.reached[partition]])
         assert decode_positions(encode_positions(point.positions)) == point.positions
 
 

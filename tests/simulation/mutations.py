@@ -353,8 +353,8 @@ def span_from_the_lowest(stack: contextlib.ExitStack) -> None:
 def marks_forget_the_found(stack: contextlib.ExitStack) -> None:
     """(metarunning) A commit's positions cover only what this worker started."""
 
-    def commit_point(self: OffsetTracker, acknowledged: Any, _found: Any) -> Any:
-        return old(self, acknowledged, {})
+    def commit_point(self: OffsetTracker, reached: Any, _found: Any) -> Any:
+        return old(self, reached, {})
 
     old = _put(stack, OffsetTracker, "commit_point", commit_point)
 
@@ -436,12 +436,12 @@ def marks_forget_ends(stack: contextlib.ExitStack) -> None:
 def marks_forget_what_has_begun(stack: contextlib.ExitStack) -> None:
     """The end of the log is taken for the mark of what had begun before it was asked for, too."""
 
-    def commit_point(self: OffsetTracker, acknowledged: Any, found: Any) -> Any:
+    def commit_point(self: OffsetTracker, reached: Any, found: Any) -> Any:
         for handle in self._open:
             if handle.spoken_at is not None:
                 partition, _ = handle.spoken_at
-                handle.spoken_at = partition, acknowledged[partition]
-        return old(self, acknowledged, found)
+                handle.spoken_at = partition, reached[partition]
+        return old(self, reached, found)
 
     old = _put(stack, OffsetTracker, "commit_point", commit_point)
 

@@ -28,7 +28,7 @@ async def writer() -> AsyncIterator[ReplyWriter]:
     await log.create(catalogue(POOL, TopicSettings()))
     it = ReplyWriter(log, lambda: None, Metrics())
     await it.reopen()
-    it.acknowledged = {0: 0, 1: 0}
+    it.reached = {0: 0, 1: 0}
     following = asyncio.create_task(it.follow_ends())
     yield it
     following.cancel()
@@ -50,7 +50,7 @@ async def others_speak(log: MemoryLog, partition: int, records: int) -> None:
 
 async def until_ends_are(writer: ReplyWriter, ends: dict[int, int]) -> None:
     async with asyncio.timeout(5):
-        while writer.acknowledged != ends:
+        while writer.reached != ends:
             await asyncio.sleep(0.01)
 
 
@@ -82,14 +82,14 @@ async def test_a_log_that_is_away_is_asked_again(
         async with asyncio.timeout(5):
             while asked < 2:
                 await asyncio.sleep(0.01)
-        assert writer.acknowledged == {0: 0, 1: 0}
+        assert writer.reached == {0: 0, 1: 0}
     await until_ends_are(writer, {0: 3, 1: 0})
 
 
 async def test_a_position_that_was_acknowledged_meanwhile_stays(writer: ReplyWriter) -> None:
-    writer.acknowledged[0] = 7
+    writer.reached[0] = 7
     await asyncio.sleep(0.1)
-    assert writer.acknowledged == {0: 7, 1: 0}
+    assert writer.reached == {0: 7, 1: 0}
 
 
 async def test_a_silent_worker_commits_where_the_log_has_come_to() -> None:
