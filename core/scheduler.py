@@ -6,6 +6,7 @@ which tokens run; this core knows slots and deadlines, never the engine's memory
 
 from collections import OrderedDict, deque
 from collections.abc import Iterable
+from math import inf
 
 from core.recovery import unfaithful
 from core.runs import Output, Report, RunEnded
@@ -61,6 +62,7 @@ class Scheduler:
         self._recent: OrderedDict[tuple[str, Key], int] = OrderedDict()
         self._cancelled: OrderedDict[Key, None] = OrderedDict()
         self._next_run = 1
+        self._due_s = inf  # no deadline passes before, so no tick has to look at all works
         self._draining = False
         self._solitude = Solitude(starts_max, alone_hold_seconds)
 
@@ -125,13 +127,13 @@ class Scheduler:
         work.counts = [len(choice.token_ids) for choice in work.resume] or [0] * width
         work.reasons = [choice.finish_reason for choice in work.resume] or [None] * width
         self._known.setdefault(work.key, {})[work.q] = work
-        if now_s >= work.end_by_s:
-            # before any cancel: of a request that old, its client may have been told already
-            self._end_expired(work, "total", commands)
-        elif work.key in self._cancelled:
+        self._due_s = min(self._due_s, work.due_s())
+        overdue = work.overdue(now_s)
+        if work.key in self._cancelled and overdue != "total":
+            # of what is too old altogether its client may have been told already
             self._end_cancelled(work, commands)
-        elif now_s >= work.start_by_s and not work.spoken:
-            self._end_expired(work, "start", commands)
+        elif overdue:
+            self._end_expired(work, overdue, commands)
         elif self._solitude.concerns(work):
             self._solitude.add(work)
         else:
@@ -160,6 +162,7 @@ class Scheduler:
         work.first_token_by_s = now_s + request.deadlines.first_token_seconds
         work.end_by_s = min(work.end_by_s, now_s + self._run_seconds)
         self._runs[work.run_id] = work
+        self._due_s = min(self._due_s, work.due_s())
         started = Started(
             **work.event_fields(),
             starts=work.starts + 1,
@@ -272,13 +275,12 @@ class Scheduler:
                 del self._known[work.key]
 
     def _expire(self, now_s: float, commands: list[Command]) -> None:
+        if now_s < self._due_s:
+            return
         for work in list(self.works()):
-            if now_s >= work.end_by_s:
-                self._end_expired(work, "total", commands)
-            elif work.phase is Phase.WAITING and not work.spoken and now_s >= work.start_by_s:
-                self._end_expired(work, "start", commands)
-            elif work.phase is Phase.RUNNING and work.is_overdue(now_s):
-                self._end_expired(work, "first_token", commands)
+            if deadline := work.overdue(now_s):
+                self._end_expired(work, deadline, commands)
+        self._due_s = min((work.due_s() for work in self.works()), default=inf)
 
     def _drop(self, qs: frozenset[str], commands: list[Command]) -> None:
         for work in list(self.works()):

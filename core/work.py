@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from math import inf
 from typing import Any, Literal
 
 from core.offsets import Handle
@@ -120,10 +121,25 @@ class Work:
             output.finish_reason or had.finish_reason,
         )
 
-    def is_overdue(self, now_s: float) -> bool:
-        """Whether its first token should have come by now."""
+    def due_s(self) -> float:
+        """No deadline of it passes before this moment, unless it enters the engine meanwhile."""
+        if self.phase is Phase.WAITING:
+            return self.end_by_s if self.spoken else min(self.start_by_s, self.end_by_s)
+        if self.first_token_by_s is None or self.first_token_s is not None:
+            return self.end_by_s
+        if self.unread is not None:
+            return -inf  # its body may name an earlier one
+        return min(self.first_token_by_s, self.end_by_s)
+
+    def overdue(self, now_s: float) -> Deadline | None:
+        """The deadline that has passed by now."""
+        if now_s >= self.end_by_s:
+            return "total"
+        if self.phase is Phase.WAITING:
+            return "start" if not self.spoken and now_s >= self.start_by_s else None
         by_s = self.first_token_by_s
-        return self.first_token_s is None and by_s is not None and now_s >= by_s
+        late = self.first_token_s is None and by_s is not None and now_s >= by_s
+        return "first_token" if late else None
 
     def step_aside(self) -> None:
         """Waits again, to go on from what it brought."""

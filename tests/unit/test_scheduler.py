@@ -1,6 +1,7 @@
 """Events and the time in, commands out."""
 
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -218,6 +219,19 @@ def test_a_token_in_time_takes_the_first_token_deadline_away() -> None:
     core.handle(Arrived(it), 0)
     core.handle(EngineReported([Output(it.run_id, 0, (1,), "a")]), 4)
     assert core.handle(Tick(), 50) == []
+
+
+def test_a_tick_before_every_deadline_looks_at_no_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    core = scheduler()
+    looked = Mock(return_value=[])
+    monkeypatch.setattr(core, "works", looked)
+    core.handle(Arrived(work("runs")), 0)
+    core.handle(Arrived(work("waits")), 0)
+    for tenth in range(50):
+        core.handle(Tick(), tenth / 10)
+    looked.assert_not_called()
+    core.handle(Tick(), 5.0)
+    looked.assert_called()  # the first token is due
 
 
 def test_what_comes_after_its_deadline_is_never_started() -> None:
