@@ -10,6 +10,8 @@ BIN := .venv/bin
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
+	@echo "  make bench-NAME       One benchmark alone: sse_response open_loop open_streams cancels replicas"
+	@echo "                        late_followers recovery log_bytes backlog, and those above"
 	@echo "  ENGINE=vllm (default) or scripted; ARGS=... for up; PYTEST=... for the tests"
 
 setup: ## Make .venv, fetch Kafka and the model; quick when done (ENGINE=vllm|scripted)
@@ -53,7 +55,7 @@ demo: setup ## Everything at once: an answer, a small load, a worker killed in t
 up: setup ## Start Kafka, workers and the API (ARGS="--workers 2 --port 8000")
 	@$(BIN)/inferlog up --engine $(ENGINE) $(ARGS)
 
-bench: setup ## All benchmarks, quick (about 29 minutes) or FULL=1 (about 80; kept); one alone: make bench-cancels
+bench: setup ## All benchmarks, quick (about 29 minutes) or FULL=1 (about 80; kept)
 	$(BIN)/python -m benchmarks $(if $(FULL),--full) $(ARGS)
 	$(if $(FULL),$(BIN)/python -m benchmarks.report && $(MAKE) plots)
 

@@ -58,11 +58,11 @@ class Scheduler:
         self._cancelled_max = cancelled_max
         self._queues: dict[Tier, deque[Work]] = {tier: deque() for tier in TIERS}
         self._runs: dict[int, Work] = {}
-        self._known: dict[Key, dict[str, Work]] = {}  # by request, then by `q`: nearly always one
+        self._known: dict[Key, list[Work]] = {}  # nearly always one
         self._recent: OrderedDict[tuple[str, Key], int] = OrderedDict()
         self._cancelled: OrderedDict[Key, None] = OrderedDict()
         self._next_run = 1
-        self._due_s = inf  # no deadline passes before, so no tick has to look at all works
+        self._due_s = inf  # until then no tick has to look at all works
         self._draining = False
         self._solitude = Solitude(starts_max, alone_hold_seconds)
 
@@ -85,7 +85,7 @@ class Scheduler:
 
     def works(self) -> Iterable[Work]:
         """Everything picked up and not ended."""
-        return (work for same in self._known.values() for work in same.values())
+        return (work for same in self._known.values() for work in same)
 
     def handle(self, event: Event, now_s: float) -> list[Command]:
         """Takes the next event; the commands are to be carried out in order."""
@@ -113,20 +113,19 @@ class Scheduler:
     # --- arriving and starting
 
     def _arrive(self, work: Work, now_s: float, commands: list[Command]) -> None:
-        same = (work.q, work.key)
-        first = self._known.get(work.key, {}).get(work.q)
         if not work.spoken:
             # the same request again on the same q: complete with the first, never run twice
-            if first is not None:
-                first.followers.append(work.handle)
-                return
-            if self._recent.get(same) == work.epoch:
+            for first in self._known.get(work.key, ()):
+                if first.q == work.q:
+                    first.followers.append(work.handle)
+                    return
+            if self._recent.get((work.q, work.key)) == work.epoch:
                 commands.append(CompleteOffset(work.handle))
                 return
         width = work.request.body.n
         work.counts = [len(choice.token_ids) for choice in work.resume] or [0] * width
         work.reasons = [choice.finish_reason for choice in work.resume] or [None] * width
-        self._known.setdefault(work.key, {})[work.q] = work
+        self._known.setdefault(work.key, []).append(work)
         self._due_s = min(self._due_s, work.due_s())
         overdue = work.overdue(now_s)
         if work.key in self._cancelled and overdue != "total":
@@ -256,7 +255,7 @@ class Scheduler:
         return commands
 
     def _cancel(self, key: Key, now_s: float, commands: list[Command]) -> None:
-        for work in list(self._known.get(key, {}).values()):
+        for work in list(self._known.get(key, ())):
             if now_s >= work.end_by_s:
                 self._end_expired(work, "total", commands)
             else:
@@ -269,8 +268,9 @@ class Scheduler:
             self._cancelled.popitem(last=False)
 
     def _forget(self, work: Work) -> None:
-        if same := self._known.get(work.key):
-            same.pop(work.q, None)
+        same = self._known.get(work.key, [])
+        if work in same:
+            same.remove(work)
             if not same:
                 del self._known[work.key]
 

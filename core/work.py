@@ -122,13 +122,16 @@ class Work:
         )
 
     def due_s(self) -> float:
-        """No deadline of it passes before this moment, unless it enters the engine meanwhile."""
+        """No deadline of it passes before this moment, unless it enters the engine meanwhile.
+
+        While its body is unread that cannot be told: it may name an earlier deadline.
+        """
         if self.phase is Phase.WAITING:
             return self.end_by_s if self.spoken else min(self.start_by_s, self.end_by_s)
         if self.first_token_by_s is None or self.first_token_s is not None:
             return self.end_by_s
         if self.unread is not None:
-            return -inf  # its body may name an earlier one
+            return -inf
         return min(self.first_token_by_s, self.end_by_s)
 
     def overdue(self, now_s: float) -> Deadline | None:
@@ -138,8 +141,9 @@ class Work:
         if self.phase is Phase.WAITING:
             return "start" if not self.spoken and now_s >= self.start_by_s else None
         by_s = self.first_token_by_s
-        late = self.first_token_s is None and by_s is not None and now_s >= by_s
-        return "first_token" if late else None
+        if by_s is None or self.first_token_s is not None or self.unread is not None:
+            return None
+        return "first_token" if now_s >= by_s else None
 
     def step_aside(self) -> None:
         """Waits again, to go on from what it brought."""

@@ -11,12 +11,13 @@ from runtime.clock import BrokerClock
 from schemas.codec import UndecodableRecord, decode_worker
 from schemas.operations import WorkerState
 from topics.catalogue import WORKERS
-from topics.ports import Log, OffsetOutOfRange, Partition, Tail
+from topics.ports import Log, LogError, OffsetOutOfRange, Partition, Tail
 
 HERE = Partition(WORKERS, 0)
 
 CATCH_UP_SECONDS = 15.0
 QUIET_SECONDS = 1.5
+RETRY_SECONDS = 1.0
 LATE_MS = 2000
 
 _log = logging.getLogger(__name__)
@@ -45,7 +46,8 @@ class WorkerDirectory:
         self._tail: Tail | None = None
         self._task: asyncio.Task[None] | None = None
         self._end = 0
-        """What lies before was there when we began to read: it says nothing of now, however late it comes."""
+        self._follows = False
+        """We have stood at the end of the log: what comes from there on was appended since."""
 
     async def start(self) -> "asyncio.Task[None]":
         """Reads all there is, then follows; returns the loop."""
@@ -61,21 +63,32 @@ class WorkerDirectory:
         return self._task
 
     async def _run(self) -> None:
+        fallen_off = False
         while True:
             try:
+                if fallen_off:
+                    await self._assign_anew()
+                    fallen_off = False
                 await self._read(1.0)
             except OffsetOutOfRange:
-                assert self._tail is not None
-                start = (await self._log.start_offsets([HERE]))[HERE]
-                self._end = (await self._log.end_offsets([HERE]))[HERE]
-                self._tail.assign({HERE: start})
+                fallen_off = True
+            except LogError as error:
+                _log.warning("workers cannot be read yet: %s", error)
+                await asyncio.sleep(RETRY_SECONDS)
+
+    async def _assign_anew(self) -> None:
+        assert self._tail is not None
+        start = (await self._log.start_offsets([HERE]))[HERE]
+        self._end = (await self._log.end_offsets([HERE]))[HERE]
+        self._follows = False
+        self._tail.assign({HERE: start})
 
     async def _read(self, wait_seconds: float) -> bool:
         assert self._tail is not None
         began_ms = self._clock.wall_ms()
-        is_now = self._tail.position(HERE) >= self._end
+        follows = await self._stands_at_end()
         records = await self._tail.read(max_wait_seconds=wait_seconds)
-        if records and is_now and not self._clock.observed:
+        if records and follows and not self._clock.observed:
             self._correct_clock(records[-1].time_ms, began_ms)
         for record in records:
             name = (record.key or b"").decode(errors="replace")
@@ -93,6 +106,15 @@ class WorkerDirectory:
                     model.name, model.context_tokens, model.state, state.pool, record.time_ms
                 )
         return bool(records)
+
+    async def _stands_at_end(self) -> bool:
+        """What was there before we came says nothing of now, however long it takes to read."""
+        assert self._tail is not None
+        position = self._tail.position(HERE)
+        if not self._follows and position >= self._end:
+            self._end = (await self._log.end_offsets([HERE]))[HERE]
+            self._follows = position >= self._end
+        return self._follows
 
     def _correct_clock(self, appended_ms: int, began_ms: int) -> None:
         """Until the first ack tells better: what comes in now was appended a moment ago.

@@ -1,4 +1,4 @@
-"""The worker's mouth: events to `replies`, one record per turn of the loop and reply partition.
+"""The worker's mouth: events to `replies`, one record per turn of the loop and reply partition, or few.
 
 There is no timer: whatever the engine and the scheduler said within one turn of the event loop
 travels together. A publish that failed, or whose outcome is unknown, is never repeated: the epoch
@@ -27,6 +27,8 @@ from topics.ports import (
 )
 from topics.scan import REPLIES
 
+EVENTS_MAX = 256
+"""A record holds no more events, nor bytes, because who reads it works through it in one turn of its loop."""
 EVENTS_BYTES_MAX = 768 * 1024
 ENDS_SECONDS = 3.0
 """So often a worker asks where the reply partitions end, with all that others have said."""
@@ -137,8 +139,8 @@ class ReplyWriter:
         for partition, said in buffers.items():
             if silenced:
                 said = [it for it in said if it[1].q not in silenced]  # noqa: PLW2901  rarely
-            if said:
-                self._send(partition, said)
+            for start in range(0, len(said), EVENTS_MAX):
+                self._send(partition, said[start : start + EVENTS_MAX])
 
     def _send(self, partition: int, said: Sequence[Said]) -> None:
         if self._appender is None:

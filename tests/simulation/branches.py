@@ -27,8 +27,8 @@ def counting(counts: "Counter[str]") -> Iterator[None]:
         return floors, start
 
     def counted_arrive(self: Scheduler, work: Any, *args: Any) -> None:
-        first = self._known.get(work.key, {}).get(work.q)
-        counts["copy attached"] += first is not None and not work.spoken
+        firsts = [it for it in self._known.get(work.key, ()) if it.q == work.q]
+        counts["copy attached"] += bool(firsts) and not work.spoken
         arrive(self, work, *args)
 
     with (

@@ -1,6 +1,7 @@
 """A benchmark that is cut off goes on where it was; `make bench` runs what is not done yet."""
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -148,3 +149,15 @@ def test_a_run_with_other_settings_than_the_kept_one_replaces_nothing(
     assert Run("some", {"repeats": 1, "cases": (1, 2)}).keep({"a": 2}).parent.name == "quick"
     assert json.loads(whole.read_text())["figures"] == {"a": 1}
     assert Run("some", {"repeats": 5, "cases": (1, 2)}).keep({"a": 3}) == whole
+
+
+def test_help_names_every_benchmark() -> None:
+    told = subprocess.run(
+        ["make", "-s", "help"],
+        cwd=Path(__file__).parents[2],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    words = told.stdout.replace("bench-", " ").replace(",", " ").split()
+    assert {it.module.removeprefix("against_") for it in house.BENCHES} <= set(words)

@@ -221,6 +221,19 @@ def test_a_token_in_time_takes_the_first_token_deadline_away() -> None:
     assert core.handle(Tick(), 50) == []
 
 
+def test_what_begun_elsewhere_comes_beside_a_copy_of_it_and_both_keep_their_deadlines() -> None:
+    core = scheduler()
+    copy, begun = work("a"), work("a", offset=1, spoken=True)
+    for it in (copy, begun):
+        core.handle(Arrived(it), 0)
+    assert list(core.works()) == [copy, begun]
+    core.handle(finish(copy), 1)
+    assert list(core.works()) == [begun]
+    (end,) = ends(core.handle(Tick(), 6.0))
+    assert end.work is begun
+    assert list(core.works()) == []
+
+
 def test_a_tick_before_every_deadline_looks_at_no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     core = scheduler()
     looked = Mock(return_value=[])

@@ -12,7 +12,7 @@ from producer_api.worker_directory import WorkerDirectory
 from runtime.clock import BrokerClock
 from topics.catalogue import WORKERS, TopicSettings, catalogue
 from topics.memory import MemoryLog
-from topics.ports import Record
+from topics.ports import LogError, Partition, Record
 from topics.read_size import READ_BYTES_MAX, record_bytes
 
 LIMITS = Limits(clock_skew_seconds=10.0)
@@ -97,3 +97,59 @@ async def test_what_was_there_at_the_start_says_nothing_of_the_clock_however_lat
     assert not clock.observed
     await it.close()
     await appender.close()
+
+
+async def test_what_was_said_while_the_beginning_was_read_says_nothing_of_the_clock(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(worker_directory, "CATCH_UP_SECONDS", 0.0)
+    broker = Hands(1_000_000_000)
+    log = MemoryLog(clock_ms=broker.wall_ms)
+    await log.create(catalogue("default", TopicSettings()))
+    appender = await log.appender()
+    await appender.append(WORKERS, 0, None, key=b"w" * READ_BYTES_MAX)  # a read of its own
+    ask = log.end_offsets
+
+    async def slow(partitions: list[Partition]) -> dict[Partition, int]:
+        ends = await ask(partitions)
+        if not asked:  # between the question and the first read, which takes a minute
+            await appender.append(WORKERS, 0, None, key=b"w")
+            broker.ms += 60_000
+        asked.append(ends)
+        return ends
+
+    asked: list[dict[Partition, int]] = []
+    monkeypatch.setattr(log, "end_offsets", slow)
+    clock = BrokerClock(broker, LIMITS.clock_skew_seconds)
+    it = WorkerDirectory(log, clock, LIMITS)
+    await it.start()
+    await asyncio.sleep(0.05)
+    assert clock.now_ms() == broker.ms
+    assert not clock.observed
+    await it.close()
+    await appender.close()
+
+
+async def test_a_log_that_is_away_is_read_on_once_it_is_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(worker_directory, "CATCH_UP_SECONDS", 0.0)
+    monkeypatch.setattr(worker_directory, "RETRY_SECONDS", 0.01)
+    broker = Hands(1_000_000_000)
+    log = MemoryLog(clock_ms=broker.wall_ms)
+    await log.create(catalogue("default", TopicSettings()))
+    it = WorkerDirectory(log, BrokerClock(broker, LIMITS.clock_skew_seconds), LIMITS)
+    reading = await it.start()
+
+    async def away(_: object) -> dict[Partition, int]:
+        raise LogError("away")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(log, "end_offsets", away)
+        await asyncio.sleep(0.05)
+        assert not reading.done()
+    await hear(log)
+    async with asyncio.timeout(5):
+        while it._tail is None or it._tail.position(worker_directory.HERE) < 1:
+            await asyncio.sleep(0.01)
+    await it.close()
