@@ -2,9 +2,9 @@
 
     python -m benchmarks.profiles --case accept --part api
 
-Keeps, per case and part, the folded stacks in `build/profiles/`, which git ignores (any viewer of flame
-graphs reads them, speedscope for one), and prints the functions that most of the time is spent in: by
-themselves, and with all they call. What waits is left out, and so are other threads than the event loop's:
+Keeps, per case and part, a flame graph (SVG, of a run of its own) and the folded stacks in `build/profiles/`,
+which git ignores, and prints the functions that most of the time is spent in: by themselves, and with all
+they call. What waits is left out, and from what is printed so are other threads than the event loop's:
 py-spy takes their waiting for work. Installs py-spy into `build/bench-profiles` at the first call.
 """
 
@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from benchmarks.load import LoadClient
@@ -29,6 +29,8 @@ SECONDS = 15
 SAMPLES_PER_SECOND = 250
 SHOWN = 30
 ALL_SHARE = 0.98
+FORMATS = {"raw": "txt", "flamegraph": "svg"}
+"""py-spy writes one of them in one run."""
 LOADS: dict[str, tuple[Case, tuple[str, ...]]] = {
     case: (load, options) for cases, options in STACKS.values() for case, load in cases.items()
 } | {
@@ -67,14 +69,14 @@ def py_spy() -> Path:
     return ROOT / "build" / ENVIRONMENT / "bin" / "py-spy"
 
 
-def record(spy: Path, pid: int, target: Path, seconds: int) -> "subprocess.Popen[bytes]":
+def record(spy: Path, pid: int, form: str, target: Path, seconds: int) -> "subprocess.Popen[bytes]":
     """Starts py-spy on a process."""
     words = [str(spy), "record", "--pid", str(pid), "--duration", str(seconds)]
-    words += ["--rate", str(SAMPLES_PER_SECOND), "--format", "raw", "--output", str(target)]
+    words += ["--rate", str(SAMPLES_PER_SECOND), "--format", form, "--output", str(target)]
     return subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
-def profile(case: str, parts: Iterable[str], seconds: int) -> None:
+def profile(case: str, parts: Sequence[str], seconds: int) -> None:
     """Loads a stack with one case for so long, and samples the parts meanwhile."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     spy = py_spy()
@@ -86,21 +88,23 @@ def profile(case: str, parts: Iterable[str], seconds: int) -> None:
     ):
         bench = Bench(stack, load)
         bench.measure(of_load)
-        files = {part: FOLDER / f"{case}-{part}.txt" for part in parts}
-        spies = [
-            record(
-                spy, load.pid if part == "client" else stack.processes(part)[0].pid, target, seconds
-            )
-            for part, target in files.items()
-        ]
-        while any(it.poll() is None for it in spies):
-            bench.measure(of_load)
-        for it in spies:
-            said = it.communicate()[1].decode(errors="replace")
-            if it.returncode:
-                raise SystemExit(f"py-spy gave up (it may need root):\n{said}")
-    for part, target in files.items():
-        folded = target.read_text().splitlines()
+        pids = {
+            part: load.pid if part == "client" else stack.processes(part)[0].pid for part in parts
+        }
+        for form, ending in FORMATS.items():
+            spies = [
+                record(spy, pid, form, FOLDER / f"{case}-{part}.{ending}", seconds)
+                for part, pid in pids.items()
+            ]
+            while any(it.poll() is None for it in spies):
+                bench.measure(of_load)
+            for it in spies:
+                said = it.communicate()[1].decode(errors="replace")
+                if it.returncode:
+                    raise SystemExit(f"py-spy gave up (it may need root):\n{said}")
+    for part in parts:
+        print(f"\n{case}, {part}: {FOLDER / f'{case}-{part}.svg'}")
+        folded = (FOLDER / f"{case}-{part}.txt").read_text().splitlines()
         for title, whole in (("by themselves", False), ("with what they call", True)):
             print(f"\n{case}, {part}: {title}")
             for frame, share in shares(folded, whole=whole):
