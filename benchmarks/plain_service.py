@@ -22,7 +22,7 @@ from starlette.responses import Response, StreamingResponse
 
 from consumers.inference.engine.options import make_engine
 from consumers.inference.engine.ports import Engine, EngineDied, Output, Report, Run, RunEnded
-from runtime.garbage import settle
+from runtime.garbage import look_now_and_then
 from schemas.replies import ErrorInfo
 from schemas.requests import CHAT, Body, Message
 
@@ -214,8 +214,10 @@ async def serve(port: int, options: Sequence[str]) -> None:
         log_config=None,
         access_log=False,
     )
-    settle()  # as the API and the worker do: a floor must not cost more where it does less
+    # as the API and the worker do: a floor must not cost more where it does less
+    looking = asyncio.create_task(look_now_and_then())
     await uvicorn.Server(config).serve()
+    looking.cancel()
     await service.stop()
 
 

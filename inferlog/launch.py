@@ -12,7 +12,6 @@ from typing import Any
 from core.errors import InferlogError
 from inferlog.problems import CommandFailed
 from inferlog.supervisor import METRICS_PORT_HELD, PARENT_PID
-from runtime import garbage
 from runtime.health import HealthServer, PortTaken, Probe
 from runtime.logs import LogSettings, configure
 from runtime.metrics import Metrics
@@ -65,19 +64,12 @@ async def run_explained(
     on_state: Callable[[State], None] | None = None,
 ) -> int:
     """`run_service`, where our own errors are shown as a sentence. Raises CommandFailed."""
-
-    def entered(state: State) -> None:
-        if state is State.RUNNING:
-            garbage.settle()
-        if on_state is not None:
-            on_state(state)
-
     try:
         return await run_service(
             service,
             drain_seconds,
             stop_seconds=stop_seconds,
-            on_state=entered,
+            on_state=on_state,
             explained=(InferlogError,),
         )
     except CommandFailed:

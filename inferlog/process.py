@@ -6,6 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Protocol
 
 from inferlog.launch import run_explained, serve_metrics
+from runtime.garbage import look_now_and_then
 from runtime.health import HealthServer
 from runtime.metrics import Metrics, watch_loop_lag
 from runtime.service import Service, State
@@ -35,17 +36,18 @@ class MeasuredProcess:
         self._state = State.NEW
         self._health: HealthServer | None = None
         self._inner: Deployable | None = None
-        self._lag: asyncio.Task[None] | None = None
+        self._own: list[asyncio.Task[None]] = []
 
     async def start(self) -> Sequence[asyncio.Task[Any]]:
         """Raises CommandFailed if the metrics port is taken, and whatever the inner start raises."""
         self._health = serve_metrics(*self._address, self._metrics, self._probe)
         self._inner = self._make(self._metrics)
         tasks = await self._inner.start()
-        self._lag = asyncio.create_task(
-            watch_loop_lag(self._metrics.loop_lag.observe), name="loop-lag"
-        )
-        return [*tasks, self._lag]
+        self._own = [
+            asyncio.create_task(watch_loop_lag(self._metrics.loop_lag.observe), name="loop-lag"),
+            asyncio.create_task(look_now_and_then(), name="garbage"),
+        ]
+        return [*tasks, *self._own]
 
     async def drain(self) -> None:
         """Drains what it runs."""
@@ -54,8 +56,8 @@ class MeasuredProcess:
 
     async def stop(self) -> None:
         """Stops what it runs, then lets go of the port."""
-        if self._lag is not None:
-            self._lag.cancel()
+        for task in self._own:
+            task.cancel()
         try:
             if self._inner is not None:
                 await self._inner.stop()

@@ -2,19 +2,37 @@
 
 Reference counts free nearly all that a request makes. The collector looks for cycles, and by default
 does so after every 700 containers more: under load that is several times per request, and each time it
-walks what is in flight. It cost a quarter of the API's CPU (docs/performance.md).
+walks what is in flight. It cost a quarter of the API's CPU. When it looks at all that is old, with
+10,000 streams open, the event loop stands still for half a second (docs/performance.md).
 """
 
+import asyncio
 import gc
 
 YOUNG_CONTAINERS = 10_000
 """So many more containers than before start a look at the young ones: a walk of about a millisecond."""
-MIDDLE_AFTER = 10
-OLD_AFTER = 10
+LOOK_SECONDS = 0.2
+"""So often what came since is looked at, before it is much. What is still needed is never looked at again …"""
+FULL_SECONDS = 3600.0
+"""… but for so often, because a cycle may have formed of it. Served requests leave none that we know of."""
+NEVER = 1_000_000_000
 
 
-def settle() -> None:
-    """Call it once a process is ready: what is there stays, and is never looked at again."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(YOUNG_CONTAINERS, MIDDLE_AFTER, OLD_AFTER)
+async def look_now_and_then() -> None:
+    """Looks for ever; start it once a process is ready. Set back when it is cancelled."""
+    loop = asyncio.get_running_loop()
+    before = gc.get_threshold()
+    gc.set_threshold(YOUNG_CONTAINERS, NEVER, NEVER)
+    try:
+        while True:
+            gc.unfreeze()
+            gc.collect()
+            gc.freeze()
+            full_s = loop.time() + FULL_SECONDS
+            while loop.time() < full_s:
+                await asyncio.sleep(LOOK_SECONDS)
+                gc.collect(1)
+                gc.freeze()
+    finally:
+        gc.set_threshold(*before)
+        gc.unfreeze()

@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from topics.ports import Record
 
-READ_BYTES_MAX = 32 * 1024
+READ_BYTES_MAX = 16 * 1024
 """A tail's read ends with the record that fills so many bytes. Who reads works through it in one turn of the
-event loop, so this bounds that turn: 120 to 180 tokens, which a replica sends in 2 to 5 ms. One record may be
+event loop, so this bounds that turn: 60 to 90 tokens, which a replica sends in 1 to 3 ms. One record may be
 larger; a worker's holds what one step says for one reply partition."""
-SCAN_BYTES_MAX = 8 * READ_BYTES_MAX
+SCAN_BYTES_MAX = 16 * READ_BYTES_MAX
 """The same for who looks for few among many: what is nobody's costs a tenth."""
 
 

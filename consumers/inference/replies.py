@@ -27,7 +27,7 @@ from topics.ports import (
 )
 from topics.scan import REPLIES
 
-EVENTS_MAX = 256
+EVENTS_MAX = 128
 """A record holds no more events, nor bytes, because who reads it works through it in one turn of its loop."""
 EVENTS_BYTES_MAX = 768 * 1024
 ENDS_SECONDS = 3.0

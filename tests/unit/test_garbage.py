@@ -1,24 +1,72 @@
-"""The collector of cycles runs rarely, and still runs."""
+"""The collector of cycles looks at what is new, and seldom at what has stayed."""
 
+import asyncio
 import gc
 import weakref
+from collections.abc import AsyncIterator
+
+import pytest
 
 from runtime import garbage
 
 
 class Knot:
     def __init__(self) -> None:
-        self.itself = self
+        self.itself: Knot | None = self
 
 
-def test_what_is_there_is_left_alone_and_new_cycles_are_still_found() -> None:
+@pytest.fixture
+async def looking(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
+    monkeypatch.setattr(garbage, "LOOK_SECONDS", 0.01)
     before = gc.get_threshold()
-    try:
-        garbage.settle()
-        assert gc.get_freeze_count() > 0
-        knot = weakref.ref(Knot())
-        more: list[list[int]] = [[] for _ in range(20_000)]  # twice what may come between two looks
-        assert (knot(), len(more)) == (None, 20_000)
-    finally:
-        gc.set_threshold(*before)
-        gc.unfreeze()
+    task = asyncio.create_task(garbage.look_now_and_then())
+    await asyncio.sleep(0.05)
+    yield
+    task.cancel()
+    await asyncio.wait([task])
+    assert (gc.get_threshold(), gc.get_freeze_count()) == (before, 0)
+
+
+async def until_gone(knot: "weakref.ref[Knot]") -> None:
+    async with asyncio.timeout(10):
+        while knot() is not None:
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.usefixtures("looking")
+async def test_a_new_cycle_is_found_soon() -> None:
+    await until_gone(weakref.ref(Knot()))
+
+
+@pytest.mark.usefixtures("looking")
+async def test_a_new_cycle_is_found_among_many_before_the_next_look() -> None:
+    knot = weakref.ref(Knot())
+    more: list[list[int]] = [[] for _ in range(2 * garbage.YOUNG_CONTAINERS)]
+    assert (knot(), len(more)) == (None, 2 * garbage.YOUNG_CONTAINERS)
+
+
+@pytest.mark.usefixtures("looking")
+async def test_what_has_stayed_is_not_walked_again_and_freed_as_soon_as_nobody_needs_it() -> None:
+    kept = [Knot() for _ in range(1_000)]
+    await asyncio.sleep(0.1)
+    young = {id(it) for generation in (0, 1, 2) for it in gc.get_objects(generation)}
+    assert not any(id(it) in young for it in kept)
+    first = weakref.ref(kept[0])
+    kept[0].itself = None
+    del kept[0]
+    assert first() is None
+
+
+async def test_a_cycle_of_what_has_stayed_is_found_at_the_full_look(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(garbage, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(garbage, "FULL_SECONDS", 0.3)
+    task = asyncio.create_task(garbage.look_now_and_then())
+    kept: list[Knot] = [Knot()]
+    await asyncio.sleep(0.1)
+    knot = weakref.ref(kept.pop())
+    assert knot() is not None
+    await until_gone(knot)
+    task.cancel()
+    await asyncio.wait([task])
