@@ -56,12 +56,12 @@ class MeasuredProcess:
 
     async def stop(self) -> None:
         """Stops what it runs, then lets go of the port."""
-        for task in self._own:
-            task.cancel()
         try:
             if self._inner is not None:
                 await self._inner.stop()
         finally:
+            for task in self._own:
+                task.cancel()
             if self._health is not None:
                 await asyncio.to_thread(self._health.stop)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Awaitable
 
 from core.errors import Refusal
 from core.limits import Limits
@@ -113,6 +114,8 @@ class Publisher:
         value = request_value(request)
         appender: Appender | None = None
         appended: Appended | None = None
+        ack: Awaitable[Appended] | None = None
+        accepted_ack: Awaitable[Appended] | None = None
         try:
             async with asyncio.timeout_at(until_s):
                 appender = self._appender or await self.open()
@@ -138,6 +141,9 @@ class Publisher:
                 # nobody knows its id, so nobody else could ever cancel it
                 self.cancel_soon(request.tenant, request.id)
             raise
+        finally:
+            # an ack that failed holds its error, that this frame, and this frame the body: no such cycle
+            ack = accepted_ack = None
         self._failed_ms = None
         if appended.time_ms:
             acked_ms = self._clock.wall_ms()

@@ -45,14 +45,11 @@ class WorkerDirectory:
         self._models: dict[str, ModelEntry] = {}
         self._tail: Tail | None = None
         self._task: asyncio.Task[None] | None = None
-        self._end = 0
-        self._follows = False
-        """We have stood at the end of the log: what comes from there on was appended since."""
 
     async def start(self) -> "asyncio.Task[None]":
         """Reads all there is, then follows; returns the loop."""
         start = (await self._log.start_offsets([HERE]))[HERE]
-        self._end = end = (await self._log.end_offsets([HERE]))[HERE]
+        end = (await self._log.end_offsets([HERE]))[HERE]
         self._tail = await self._log.tail({HERE: start})
         loop = asyncio.get_running_loop()
         until_s = loop.time() + CATCH_UP_SECONDS
@@ -63,32 +60,30 @@ class WorkerDirectory:
         return self._task
 
     async def _run(self) -> None:
-        fallen_off = False
         while True:
             try:
-                if fallen_off:
-                    await self._assign_anew()
-                    fallen_off = False
                 await self._read(1.0)
             except OffsetOutOfRange:
-                fallen_off = True
-            except LogError as error:
-                _log.warning("workers cannot be read yet: %s", error)
-                await asyncio.sleep(RETRY_SECONDS)
+                await self._begin_anew()
 
-    async def _assign_anew(self) -> None:
+    async def _begin_anew(self) -> None:
         assert self._tail is not None
-        start = (await self._log.start_offsets([HERE]))[HERE]
-        self._end = (await self._log.end_offsets([HERE]))[HERE]
-        self._follows = False
-        self._tail.assign({HERE: start})
+        while True:
+            try:
+                start = (await self._log.start_offsets([HERE]))[HERE]
+            except LogError as error:
+                _log.warning("nobody says where workers begins: %s", error)
+                await asyncio.sleep(RETRY_SECONDS)
+            else:
+                self._tail.assign({HERE: start})
+                return
 
     async def _read(self, wait_seconds: float) -> bool:
         assert self._tail is not None
         began_ms = self._clock.wall_ms()
-        follows = await self._stands_at_end()
+        told = await self._will_tell_the_time()
         records = await self._tail.read(max_wait_seconds=wait_seconds)
-        if records and follows and not self._clock.observed:
+        if records and told and not self._clock.observed:
             self._correct_clock(records[-1].time_ms, began_ms)
         for record in records:
             name = (record.key or b"").decode(errors="replace")
@@ -107,14 +102,15 @@ class WorkerDirectory:
                 )
         return bool(records)
 
-    async def _stands_at_end(self) -> bool:
-        """What was there before we came says nothing of now, however long it takes to read."""
+    async def _will_tell_the_time(self) -> bool:
+        """Whether what is read next is appended from now on: what was there already says nothing of now."""
         assert self._tail is not None
-        position = self._tail.position(HERE)
-        if not self._follows and position >= self._end:
-            self._end = (await self._log.end_offsets([HERE]))[HERE]
-            self._follows = position >= self._end
-        return self._follows
+        if self._clock.observed:
+            return False
+        try:
+            return self._tail.position(HERE) >= (await self._log.end_offsets([HERE]))[HERE]
+        except LogError:
+            return False
 
     def _correct_clock(self, appended_ms: int, began_ms: int) -> None:
         """Until the first ack tells better: what comes in now was appended a moment ago.

@@ -1,7 +1,11 @@
 """What the inner pipeline does when the log fails it: refused, in doubt, away, or cut off."""
 
 import asyncio
+import contextlib
+import gc
+import logging
 from collections.abc import AsyncIterator
+from types import FrameType
 
 import pytest
 import pytest_asyncio
@@ -10,6 +14,7 @@ from core.errors import Refusal
 from core.limits import DEFAULT_LIMITS
 from core.stream import Visible, is_terminal
 from producer_api.pipeline import Pipeline
+from producer_api.publisher import Publisher
 from producer_api.submission import Draft, IdempotencyKey
 from runtime.metrics import Metrics
 from schemas.codec import decode_control
@@ -19,7 +24,8 @@ from schemas.requests import CHAT, Body, Message
 from tests.hand_worker import HandWorker
 from topics.catalogue import CONTROL, REPLIES, TopicSettings, catalogue, request_topic
 from topics.memory import MemoryLog
-from topics.ports import Partition
+from topics.memory_clients import MemoryAppender
+from topics.ports import Appended, AppendUnknown, Partition
 
 POOL = "faulty"
 TOPIC = request_topic(POOL, "standard")
@@ -112,6 +118,33 @@ async def test_a_request_in_doubt_is_told_so_and_cancelled(place: Place, kind: s
     submission = await place.api.submit(place.draft())
     assert submission.request_id not in place.cancelled_ids()
     await submission.stream.close()
+
+
+async def test_a_request_that_fails_is_freed_at_once(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The collector of cycles finds what is old but once an hour (`runtime/garbage.py`)."""
+
+    def failing(*_: object, **__: object) -> "asyncio.Future[Appended]":
+        ack = asyncio.get_running_loop().create_future()
+        ack.set_exception(AppendUnknown("no ack"))
+        return ack
+
+    def publishing() -> int:
+        frames = [it for it in gc.get_objects() if isinstance(it, FrameType)]
+        return sum(it.f_code is Publisher.publish.__code__ for it in frames)
+
+    logging.disable(logging.CRITICAL)  # pytest keeps what is logged, errors included
+    gc.disable()
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(MemoryAppender, "append", failing)
+            with contextlib.suppress(Refusal):
+                await place.api.submit(place.draft())
+        assert not publishing()
+    finally:
+        gc.enable()
+        logging.disable(logging.NOTSET)
 
 
 async def test_a_request_whose_accepted_is_refused_is_in_doubt_as_it_runs(place: Place) -> None:

@@ -57,16 +57,29 @@ async def test_what_has_stayed_is_not_walked_again_and_freed_as_soon_as_nobody_n
     assert first() is None
 
 
+@pytest.mark.parametrize("reason", ["time", "memory"])
 async def test_a_cycle_of_what_has_stayed_is_found_at_the_full_look(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, reason: str
 ) -> None:
+    resident = 100
     monkeypatch.setattr(garbage, "LOOK_SECONDS", 0.01)
-    monkeypatch.setattr(garbage, "FULL_SECONDS", 0.3)
+    monkeypatch.setattr(garbage, "FULL_SECONDS", 0.3 if reason == "time" else 3600.0)
+    monkeypatch.setattr(garbage, "GROWN_BYTES", 10)
+    monkeypatch.setattr(garbage, "resident_bytes", lambda: resident)
     task = asyncio.create_task(garbage.look_now_and_then())
     kept: list[Knot] = [Knot()]
     await asyncio.sleep(0.1)
     knot = weakref.ref(kept.pop())
+    resident = 199
+    await asyncio.sleep(0.05)
     assert knot() is not None
+    resident = 200 if reason == "memory" else resident
     await until_gone(knot)
     task.cancel()
     await asyncio.wait([task])
+
+
+def test_memory_is_told_in_bytes() -> None:
+    least = garbage.resident_bytes()
+    more = b"x" * 50_000_000
+    assert garbage.resident_bytes() - least >= len(more) * 0.9

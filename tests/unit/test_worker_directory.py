@@ -84,14 +84,15 @@ async def test_what_was_there_at_the_start_says_nothing_of_the_clock_however_lat
     await log.create(catalogue("default", TopicSettings()))
     appender = await log.appender()
     weight = record_bytes(Record(WORKERS, 0, 0, 0, b"w", None, ()))
-    for _ in range(5 * READ_BYTES_MAX // weight):
+    count = 5 * READ_BYTES_MAX // weight
+    for _ in range(count):
         await appender.append(WORKERS, 0, None, key=b"w")
     broker.ms += 60_000  # nobody has spoken since
     clock = BrokerClock(broker, LIMITS.clock_skew_seconds)
     it = WorkerDirectory(log, clock, LIMITS)
     await it.start()
     async with asyncio.timeout(5):
-        while it._tail is None or it._tail.position(worker_directory.HERE) < it._end:
+        while it._tail is None or it._tail.position(worker_directory.HERE) < count:
             await asyncio.sleep(0.01)
     assert clock.now_ms() == broker.ms
     assert not clock.observed
@@ -130,26 +131,38 @@ async def test_what_was_said_while_the_beginning_was_read_says_nothing_of_the_cl
     await appender.close()
 
 
-async def test_a_log_that_is_away_is_read_on_once_it_is_back(
+async def test_who_cannot_ask_where_the_end_is_reads_on_and_lets_the_clock_be() -> None:
+    broker = Hands(1_000_000_000)
+    clock = BrokerClock(Hands(broker.ms + 3_600_000), LIMITS.clock_skew_seconds)
+    log = MemoryLog(clock_ms=broker.wall_ms)
+    async with directory(log, clock) as it:
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(log, "end_offsets", away)
+            await hear(log)  # what was under way had asked before
+            before_ms = clock.now_ms()
+            await hear(log)
+            assert clock.now_ms() == before_ms
+            assert it._tail is not None
+            assert it._tail.position(worker_directory.HERE) == 2
+
+
+async def away(_: object) -> dict[Partition, int]:
+    raise LogError("away")
+
+
+async def test_who_falls_off_the_log_while_nobody_says_where_it_begins_reads_on_later(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(worker_directory, "CATCH_UP_SECONDS", 0.0)
     monkeypatch.setattr(worker_directory, "RETRY_SECONDS", 0.01)
     broker = Hands(1_000_000_000)
     log = MemoryLog(clock_ms=broker.wall_ms)
-    await log.create(catalogue("default", TopicSettings()))
-    it = WorkerDirectory(log, BrokerClock(broker, LIMITS.clock_skew_seconds), LIMITS)
-    reading = await it.start()
-
-    async def away(_: object) -> dict[Partition, int]:
-        raise LogError("away")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(log, "end_offsets", away)
-        await asyncio.sleep(0.05)
-        assert not reading.done()
-    await hear(log)
-    async with asyncio.timeout(5):
-        while it._tail is None or it._tail.position(worker_directory.HERE) < 1:
-            await asyncio.sleep(0.01)
-    await it.close()
+    async with directory(log, BrokerClock(broker, LIMITS.clock_skew_seconds)) as it:
+        assert it._tail is not None
+        with monkeypatch.context() as patched:
+            patched.setattr(log, "start_offsets", away)
+            it._tail.assign({worker_directory.HERE: 10**6})  # where there is nothing
+            await hear(log)
+        await hear(log)
+        async with asyncio.timeout(5):
+            while it._tail.position(worker_directory.HERE) != 2:
+                await asyncio.sleep(0.01)

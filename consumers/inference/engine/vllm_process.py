@@ -107,6 +107,8 @@ class VllmProcess:
         except asyncio.CancelledError:
             adding.add_done_callback(self._take_back)
             raise
+        finally:
+            del adding  # if it failed it holds its error, and that this frame: no such cycle
         # A collector is made for a task that waits on it, one per request. Its `put` is called by
         # vLLM's output loop, on this event loop; taking its place saves a task switch per token.
         collector.put = put
