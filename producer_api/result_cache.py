@@ -166,8 +166,12 @@ class ResultCache:
         return None if found is None else await found.events()
 
     def record(self, key: Key) -> Recording | None:
-        """Begins an answer; None if it is here, or on its way, already."""
-        if key in self._finished or key in self._recordings:
+        """Begins an answer; None if it is here, or on its way, already, or would be kept for no time."""
+        if (
+            key in self._finished
+            or key in self._recordings
+            or not self._limits.result_cache_seconds
+        ):
             return None
         recording = self._recordings[key] = Recording(self, key)
         return recording

@@ -35,6 +35,8 @@ TOKENS_PER_SECOND = 400
 TOP_LOGPROBS = 5
 PER_READER_BYTES_MAX = 2 * 1024 * 1024
 """A mailbox (256 KiB), what was taken from it and rendered, and the server's write buffer."""
+NO_CACHE = {"INFERLOG_LIMIT_RESULT_CACHE_SECONDS": "0"}
+"""Answers that were finished are kept for a while, within a bound of their own, whoever reads them."""
 
 TOPIC = "requests.default.standard"
 PARTS = ("api", "worker")
@@ -177,7 +179,7 @@ def test_readers_that_stop_reading_cost_a_bounded_amount_and_lose_nothing(
     kafka_libs: Path, tmp_path: Path, figures: dict[str, Any]
 ) -> None:
     options = ("--engine-option", f"tokens_per_second={TOKENS_PER_SECOND}")
-    with RunningStack(tmp_path, *options) as stack, LoadClient() as load:
+    with RunningStack(tmp_path, *options, environ=NO_CACHE) as stack, LoadClient() as load:
         warm = Order(
             port=stack.port,
             key=stack.key,

@@ -75,6 +75,10 @@ async def test_after_its_time_an_answer_is_gone(place: Place) -> None:
     assert (await cache.get(("a", "1")), place.bytes()) == (None, 0)
 
 
+def test_nothing_is_recorded_that_would_be_kept_for_no_time(place: Place) -> None:
+    assert place.cache(seconds=0.0).record(("a", "1")) is None
+
+
 async def test_bytes_are_bounded_and_the_oldest_goes_first(place: Place) -> None:
     cache = place.cache(answers=3)
     for number in range(20):
