@@ -234,6 +234,16 @@ def test_what_begun_elsewhere_comes_beside_a_copy_of_it_and_both_keep_their_dead
     assert list(core.works()) == []
 
 
+def test_the_first_token_is_not_due_before_the_body_that_names_its_deadline_was_read() -> None:
+    core, it = scheduler(), work("a", spoken=True, unread="its record")
+    core.handle(Arrived(it), 0)
+    assert core.handle(Tick(), 50.0) == []
+    it.unread, it.first_token_by_s = None, 60.0
+    assert core.handle(Tick(), 59.9) == []
+    (end,) = ends(core.handle(Tick(), 60.0))
+    assert isinstance(end.event, Expired)
+
+
 def test_a_tick_before_every_deadline_looks_at_no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     core = scheduler()
     looked = Mock(return_value=[])
