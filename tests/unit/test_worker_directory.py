@@ -11,7 +11,7 @@ from producer_api import worker_directory
 from producer_api.worker_directory import WorkerDirectory
 from runtime.clock import BrokerClock
 from topics.catalogue import WORKERS, TopicSettings, catalogue
-from topics.memory import MemoryLog
+from topics.memory import MemoryAppender, MemoryLog
 from topics.ports import LogError, Partition, Record
 from topics.read_size import READ_BYTES_MAX, record_bytes
 
@@ -39,6 +39,13 @@ async def directory(log: MemoryLog, clock: BrokerClock) -> AsyncIterator[WorkerD
     await asyncio.sleep(0.01)
     yield it
     await it.close()
+
+
+async def place() -> tuple[Hands, MemoryLog, MemoryAppender]:
+    broker = Hands(1_000_000_000)
+    log = MemoryLog(clock_ms=broker.wall_ms)
+    await log.create(catalogue("default", TopicSettings()))
+    return broker, log, await log.appender()
 
 
 async def hear(log: MemoryLog) -> None:
@@ -79,10 +86,7 @@ async def test_what_was_there_at_the_start_says_nothing_of_the_clock_however_lat
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(worker_directory, "CATCH_UP_SECONDS", 0.0)
-    broker = Hands(1_000_000_000)
-    log = MemoryLog(clock_ms=broker.wall_ms)
-    await log.create(catalogue("default", TopicSettings()))
-    appender = await log.appender()
+    broker, log, appender = await place()
     weight = record_bytes(Record(WORKERS, 0, 0, 0, b"w", None, ()))
     count = 5 * READ_BYTES_MAX // weight
     for _ in range(count):
@@ -104,10 +108,7 @@ async def test_what_was_said_while_the_beginning_was_read_says_nothing_of_the_cl
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(worker_directory, "CATCH_UP_SECONDS", 0.0)
-    broker = Hands(1_000_000_000)
-    log = MemoryLog(clock_ms=broker.wall_ms)
-    await log.create(catalogue("default", TopicSettings()))
-    appender = await log.appender()
+    broker, log, appender = await place()
     await appender.append(WORKERS, 0, None, key=b"w" * READ_BYTES_MAX)  # a read of its own
     ask = log.end_offsets
 
@@ -131,19 +132,34 @@ async def test_what_was_said_while_the_beginning_was_read_says_nothing_of_the_cl
     await appender.close()
 
 
-async def test_who_cannot_ask_where_the_end_is_reads_on_and_lets_the_clock_be() -> None:
+async def test_who_cannot_ask_where_the_end_is_reads_on_and_lets_the_clock_be(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     broker = Hands(1_000_000_000)
     clock = BrokerClock(Hands(broker.ms + 3_600_000), LIMITS.clock_skew_seconds)
     log = MemoryLog(clock_ms=broker.wall_ms)
+    ask, asked, is_away = log.end_offsets, 0, True
+
+    async def answered_once(partitions: list[Partition]) -> dict[Partition, int]:
+        nonlocal asked
+        asked += 1
+        if is_away and asked > 1:
+            raise LogError("away")
+        return await ask(partitions)
+
+    monkeypatch.setattr(log, "end_offsets", answered_once)
     async with directory(log, clock) as it:
-        with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(log, "end_offsets", away)
-            await hear(log)  # what was under way had asked before
-            before_ms = clock.now_ms()
-            await hear(log)
-            assert clock.now_ms() == before_ms
-            assert it._tail is not None
-            assert it._tail.position(worker_directory.HERE) == 2
+        await hear(log)
+        assert it._tail is not None
+        assert it._tail.position(worker_directory.HERE) == 1
+        assert clock.now_ms() == broker.ms + 3_600_000
+        is_away = False
+        await hear(log)  # the question before this read had failed
+        await hear(log)
+        assert abs(clock.now_ms() - broker.ms) <= 1_000
+        known, asked = asked, 0
+        await hear(log)
+        assert (known > 1, asked) == (True, 0), "a clock that is known asks nobody"
 
 
 async def away(_: object) -> dict[Partition, int]:
