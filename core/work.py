@@ -36,7 +36,8 @@ class Phase(Enum):
 class Work:
     """One request record that this worker owns, from pick-up to its terminal.
 
-    Times are seconds of the worker's monotonic clock. `counts` are the tokens of each choice that
+    `made_ms` is the time in its id, `append_ms` that of its record, both of the broker's clock; all other
+    times are seconds of the worker's monotonic clock. `counts` are the tokens of each choice that
     were handed to the log so far; `resume` what older owners had logged. `suspect`: an older owner
     may have started it; `spoken`: one did, so its events may be the visible ones. `starts`: how often
     it died already (`core.poison`). `unread`: the record, as its host took it, where `request` says
@@ -49,6 +50,7 @@ class Work:
     epoch: int
     reply_partition: int
     handle: Handle
+    made_ms: int
     append_ms: int
     arrived_s: float
     start_by_s: float

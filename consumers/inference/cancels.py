@@ -1,34 +1,55 @@
-"""The tail of `control`: cancels, told to the scheduler as they come, and looked up backwards."""
+"""The tail of `control`: cancels, told to the scheduler as they come, and looked up backwards.
+
+A cancel names an id, which says when its request was made: what was appended before that, by clocks that
+may differ, cannot concern it. The append time of the request says less: what was published in doubt may
+be appended behind its own cancel.
+"""
 
 import asyncio
 import contextlib
 import logging
 from collections.abc import Callable
+from math import inf
 
 from schemas.codec import UndecodableRecord, decode_control
 from topics.catalogue import CONTROL
 from topics.ports import Log, LogError, OffsetOutOfRange, Partition, Record, Tail
 
 HERE = Partition(CONTROL, 0)
+RETRY_SECONDS_MAX = 2.0
 
 _log = logging.getLogger(__name__)
 
 
 class CancelTail:
-    """Reads `control` from start-up on; `cover` reads what came before, when older work is met."""
+    """Reads `control` from start-up on, and what came before when older work is met.
 
-    def __init__(self, log: Log, on_cancel: Callable[[str, str], None]) -> None:
+    `cover` does so before partitions are taken over; `look_back` soon, for each request: it is begun
+    meanwhile, and is cancelled like any other that runs.
+    """
+
+    def __init__(self, log: Log, skew_ms: int) -> None:
         self._log = log
-        self._on_cancel = on_cancel
+        self._skew_ms = skew_ms
+        self._on_cancel: Callable[[str, str], None] = lambda _tenant, _request_id: None
         self._tail: Tail | None = None
         self._from = 0
+        self._since_ms = inf  # what was appended since then is told, or will be
+        self._look = asyncio.Event()
         self._covering = asyncio.Lock()
 
-    async def start(self) -> asyncio.Task[None]:
-        """Starts at the end; returns the loop, whose failure is the worker's."""
+    async def start(self, on_cancel: Callable[[str, str], None]) -> list[asyncio.Task[None]]:
+        """Starts at the end; returns the loops, whose failure is the worker's.
+
+        `on_cancel` is told tenant and id of what need not run (on).
+        """
+        self._on_cancel = on_cancel
         self._from = (await self._log.end_offsets([HERE]))[HERE]
         self._tail = await self._log.tail({HERE: self._from})
-        return asyncio.create_task(self._run(self._tail), name="cancel-tail")
+        return [
+            asyncio.create_task(self._run(self._tail), name="cancel-tail"),
+            asyncio.create_task(self._look_back(), name="cancels-before"),
+        ]
 
     async def _run(self, tail: Tail) -> None:
         while True:
@@ -39,6 +60,7 @@ class CancelTail:
                 start = (await self._log.start_offsets([HERE]))[HERE]
                 _log.critical("control was cut off or recreated: going on from %s", start)
                 tail.assign({HERE: start})
+                self._from = start  # nothing before it is there to be looked up
 
     def _take(self, record: Record) -> None:
         try:
@@ -50,23 +72,51 @@ class CancelTail:
         if control.kind in ("cancel", "delete") and control.tenant and control.request_id:
             self._on_cancel(control.tenant, control.request_id)
 
-    async def cover(self, since_ms: int) -> None:
-        """Takes every cancel appended since `since_ms`. Raises LogError if the log is away."""
-        async with self._covering:
-            start = (await self._log.offsets_at({HERE: max(0, since_ms)}))[HERE]
-            if start >= self._from:
-                return
-            tail = await self._log.tail({HERE: start})
+    def look_back(self, made_ms: int) -> None:
+        """Tells soon what was cancelled since `made_ms` (an id's time) and is not known yet."""
+        since_ms = made_ms - self._skew_ms
+        if since_ms < self._since_ms:
+            self._since_ms = since_ms
+            self._look.set()
+
+    async def _look_back(self) -> None:
+        pause_seconds = 0.1
+        while True:
+            await self._look.wait()
+            self._look.clear()
             try:
-                while (position := tail.position(HERE)) < self._from:
-                    records = await tail.read(max_wait_seconds=0.5)
-                    for record in records:
+                await self._cover(self._since_ms)
+                pause_seconds = 0.1
+            except LogError as error:
+                _log.warning("cancels of older requests are not known yet: %s", error)
+                self._look.set()
+                await asyncio.sleep(pause_seconds)
+                pause_seconds = min(RETRY_SECONDS_MAX, pause_seconds * 2)
+
+    async def cover(self, appended_ms: int) -> None:
+        """Takes the cancels of all that was appended since then. Raises LogError if the log is away."""
+        await self._cover(appended_ms - self._skew_ms)
+
+    async def _cover(self, since_ms: float) -> None:
+        async with self._covering:
+            start = (await self._log.offsets_at({HERE: max(0, int(since_ms))}))[HERE]
+            if start < self._from:
+                await self._take_from(start)
+            self._since_ms = min(self._since_ms, since_ms)
+
+    async def _take_from(self, start: int) -> None:
+        tail = await self._log.tail({HERE: start})
+        try:
+            while (position := tail.position(HERE)) < self._from:
+                records = await tail.read(max_wait_seconds=0.5)
+                for record in records:
+                    if record.offset < self._from:
                         self._take(record)
-                    if not records and tail.position(HERE) == position:
-                        await self._still_there()
-            finally:
-                await tail.close()
-            self._from = start
+                if not records and tail.position(HERE) == position:
+                    await self._still_there()
+        finally:
+            await tail.close()
+        self._from = min(self._from, start)  # it was recreated meanwhile if it is less
 
     async def _still_there(self) -> None:
         """An empty read may mean that the broker is away: then this raises LogError."""

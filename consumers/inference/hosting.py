@@ -25,8 +25,8 @@ class Host(Protocol):
         """Forgets all work of these request partitions."""
         ...
 
-    async def cover_cancels(self, since_ms: int) -> None:
-        """Makes sure that cancels appended since then are known."""
+    async def cover_cancels(self, appended_ms: int) -> None:
+        """Makes sure that cancels of what was appended since then are known."""
         ...
 
     def count(self, what: str, reason: str = "") -> None:

@@ -174,10 +174,9 @@ def _stale(record: Record, request: Request, id_ms: int, limits: Limits) -> str 
     return None
 
 
-def is_late_copy(record: Record, request: Request, limits: Limits) -> bool:
+def is_late_copy(work: Work, limits: Limits) -> bool:
     """True for a record that may be a second publication: the log must be asked before it runs."""
-    id_ms = parse_request_id(request.id).time_ms
-    return record.time_ms - id_ms > limits.claim_lease_seconds * 1000
+    return work.append_ms - work.made_ms > limits.claim_lease_seconds * 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,13 +200,15 @@ def make_work(request: Request, place: Place, handle: Handle, limits: Limits) ->
         deadlines.total_seconds, limits.batch_total_seconds if batch else limits.total_seconds
     )
     start_s = total_s if batch else min(deadlines.start_seconds, limits.start_seconds)
+    parts = parse_request_id(request.id)
     return Work(
         request=request,
         q=place.q,
         offset=place.offset,
         epoch=place.epoch,
-        reply_partition=parse_request_id(request.id).reply_partition,
+        reply_partition=parts.reply_partition,
         handle=handle,
+        made_ms=parts.time_ms,
         append_ms=place.append_ms,
         arrived_s=place.now_s,
         start_by_s=appended_s + start_s,

@@ -88,6 +88,7 @@ class InferenceService:
         self._ledger = LedgerWriter(self._log, self._clock)
         skew_ms = int(limits.clock_skew_seconds * 1000)
         self._late_copies = LateCopies(self._log, self._fence_tail, skew_ms)
+        self._cancels = CancelTail(self._log, skew_ms)
         accounts = Accounts(self._log, self._ledger, self._clock.now_ms)
         self._watch(await self._ledger.start())
         await accounts.start()
@@ -98,14 +99,14 @@ class InferenceService:
             self._writer,
             accounts,
             self._late_copies,
+            self._cancels,
             Measures(self.metrics, accounts.age_seconds),
             limits,
         )
         self._writer.silenced = lambda: silenced(worker.tiers.values())
         worker.growth = self._growth = ReplyGrowth(self._log, self._tiers)
-        self._cancels = CancelTail(self._log, worker.on_cancel)
-        self._watch(await self._cancels.start())
-        worker.cover = self._cancels.cover
+        for task in await self._cancels.start(worker.on_cancel):
+            self._watch(task)
         announced = Announced(
             self.worker_id,
             self.settings.pool,
@@ -129,7 +130,6 @@ class InferenceService:
                 (self.incarnation, self._fence_tail, self._writer),
                 session_timeout_seconds=self.settings.session_timeout_seconds,
                 span_offsets=limits.span_offsets,
-                skew_ms=skew_ms,
             )
             worker.tiers[tier] = consumer
             self._tiers.append(consumer)

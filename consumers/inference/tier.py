@@ -43,7 +43,6 @@ class TierConsumer:
         *,
         session_timeout_seconds: float,
         span_offsets: int,
-        skew_ms: int,
     ) -> None:
         incarnation, self.fence_tail, self._writer = ownership_parts
         self.tier = tier
@@ -59,7 +58,6 @@ class TierConsumer:
         )
         self._session_seconds = session_timeout_seconds
         self._span_offsets = span_offsets
-        self._skew_ms = skew_ms
         self.assigned: frozenset[Partition] = frozenset()
         self.assignment_number = 0
         self.paused_for_room = False
@@ -183,7 +181,7 @@ class TierConsumer:
             if owned.tracker.next < owned.suspect_end:
                 oldest_ms = await oldest_append_ms(self._log, owned)
                 if oldest_ms is not None:  # else there are no records, only marks of transactions
-                    await self._host.cover_cancels(oldest_ms - self._skew_ms)
+                    await self._host.cover_cancels(oldest_ms)
         if self._writer.failures_count != failures_count:
             # another tier's publish: what is not owned yet is not told, and would not be heard
             raise LogError("a publish failed while the partitions were taken over")

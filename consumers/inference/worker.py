@@ -5,10 +5,11 @@ arrives, carries commands out, and feeds results back.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 from consumers.inference.accounts import Accounts
+from consumers.inference.cancels import CancelTail
 from consumers.inference.engine.ports import Engine
 from consumers.inference.growth import ReplyGrowth
 from consumers.inference.intake import Parked, Place, is_late_copy, make_work, read_request
@@ -58,6 +59,7 @@ class Worker:
         writer: ReplyWriter,
         accounts: Accounts,
         late_copies: LateCopies,
+        cancels: CancelTail,
         measures: Measures,
         limits: Limits,
     ) -> None:
@@ -73,11 +75,11 @@ class Worker:
         self.suspects = Suspects(self, engine, accounts, measures, limits)
         self.tiers: dict[Tier, TierConsumer] = {}
         self.tokens_out = 0
-        self.cover: Callable[[int], Awaitable[None]] | None = None
         self.growth: ReplyGrowth | None = None
         self._writer = writer
         self._accounts = accounts
         self._late_copies = late_copies
+        self._cancels = cancels
         self.measures = self._measures = measures
         self._limits = limits
         self._speeches: dict[Work, Speech] = {}
@@ -100,10 +102,9 @@ class Worker:
         """Counts something that happened to a tier."""
         self._measures.count(what, reason)
 
-    async def cover_cancels(self, since_ms: int) -> None:
-        """Makes sure that cancels appended since then are known."""
-        if self.cover is not None:
-            await self.cover(since_ms)
+    async def cover_cancels(self, appended_ms: int) -> None:
+        """Makes sure that cancels of what was appended since then are known."""
+        await self._cancels.cover(appended_ms)
 
     def drop(self, qs: frozenset[str]) -> None:
         """Forgets all work of these request partitions."""
@@ -115,14 +116,8 @@ class Worker:
     def pick_up(self, owned: Owned, record: Record) -> None:
         """Tracks the record and finds out what it is."""
         handle = owned.tracker.track(record.offset)
-        place = Place(
-            str(owned.q),
-            record.offset,
-            owned.epoch,
-            record.time_ms,
-            self._loop.time(),
-            self._accounts.age_seconds(record.time_ms),
-        )
+        now_s, age_s = self._loop.time(), self._accounts.age_seconds(record.time_ms)
+        place = Place(str(owned.q), record.offset, owned.epoch, record.time_ms, now_s, age_s)
         suspect = record.offset < owned.suspect_end
         if suspect and (headline := self.suspects.headline(owned, record)):
             work = make_work(headline, place, handle, self._limits)
@@ -140,7 +135,7 @@ class Worker:
         work = make_work(found, place, handle, self._limits)
         if suspect:
             self.suspects.judge(owned, work, record)
-        elif is_late_copy(record, found, self._limits):
+        elif is_late_copy(work, self._limits):
             self._late_copies.ask(work, self._late_copy_judged)
         else:
             self.arrive(work)
@@ -164,6 +159,7 @@ class Worker:
 
     def arrive(self, work: Work) -> None:
         """Hands a work to the scheduler."""
+        self._cancels.look_back(work.made_ms)
         self._do(Arrived(work))
 
     def owns(self, work: Work) -> bool:

@@ -22,9 +22,10 @@ from schemas.codec import decode_dead_letter, decode_reply, decode_usage, encode
 from schemas.envelope import REQUEST_INFO, START_SECONDS, request_headers
 from schemas.fences import Acquired, Fenced
 from schemas.ids import make_request_id
-from schemas.operations import DeadLetter
+from schemas.operations import Control, DeadLetter
 from schemas.replies import (
     AnyEvent,
+    Cancelled,
     Events,
     Expired,
     Failed,
@@ -36,6 +37,7 @@ from schemas.replies import (
 )
 from schemas.requests import COMPLETIONS, Body, Deadlines, Request, RequestInfo
 from topics.catalogue import (
+    CONTROL,
     DEAD_LETTERS,
     FENCES,
     REPLIES,
@@ -50,6 +52,7 @@ from topics.ports import Appended, Committed, Headers, Partition
 POOL = "suspects"
 TOPIC = request_topic(POOL, "standard")
 Q = Partition(TOPIC, 0)
+SLOWLY = "tokens_per_second=2"
 COUNTS = TopicSettings(request_partitions=1, reply_partitions=1, usage_partitions=1)
 
 
@@ -156,7 +159,7 @@ class History:
             engine_option=options,
             worker_id="now",
             metrics_port=0,
-            limits=Limits(alone_hold_seconds=0.2),
+            limits=Limits(alone_hold_seconds=0.2, clock_skew_seconds=0.1),
         )
         service = InferenceService(settings, log=self.log)
         await service.start()
@@ -281,6 +284,49 @@ async def test_headers_that_tell_of_another_request_are_parked(history: History)
         await history.moved_on()
     assert [letter.reason for letter in history.letters()] == ["invalid_request"]
     assert isinstance(history.news()[-1], Failed)
+
+
+async def test_what_was_cancelled_before_its_record_was_there_ends_at_once(
+    history: History,
+) -> None:
+    """Its publishing was in doubt: its client gave up, and the broker appended it all the same."""
+    it = history.request
+    await history.append(CONTROL, encode(Control(kind="cancel", tenant="acme", request_id=it.id)))
+    await asyncio.sleep(0.3)  # more than clocks may differ
+    await history.publish()
+    async with history.served(SLOWLY):
+        await history.moved_on()
+    end = history.news()[-1]
+    assert isinstance(end, Cancelled)
+    assert sum(end.counts) <= 1
+
+
+async def test_so_it_is_if_the_record_comes_to_a_worker_that_came_after_the_cancel(
+    history: History,
+) -> None:
+    it = history.request
+    await history.append(CONTROL, encode(Control(kind="cancel", tenant="acme", request_id=it.id)))
+    async with history.served(SLOWLY) as service:
+        await history.until(service.owns_all)
+        await asyncio.sleep(0.3)
+        await history.publish()
+        await history.moved_on()
+    end = history.news()[-1]
+    assert isinstance(end, Cancelled)
+    assert sum(end.counts) <= 1
+
+
+async def test_what_was_begun_and_cancelled_is_not_gone_on_with(history: History) -> None:
+    it = history.request
+    await history.append(CONTROL, encode(Control(kind="cancel", tenant="acme", request_id=it.id)))
+    await asyncio.sleep(0.3)
+    await history.publish()
+    await history.die(1, tokens=2)
+    async with history.served(SLOWLY):
+        await history.moved_on()
+    end = history.news()[-1]
+    assert isinstance(end, Cancelled)
+    assert sum(end.counts) <= 3
 
 
 async def test_after_so_many_deaths_it_is_parked_unread_with_its_history(

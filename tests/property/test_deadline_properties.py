@@ -55,6 +55,7 @@ class Ticking(RuleBasedStateMachine):
             epoch=1,
             reply_partition=0,
             handle=Handle(self.count),
+            made_ms=0,
             append_ms=0,
             arrived_s=self.now_s,
             start_by_s=self.now_s + start,

@@ -333,3 +333,21 @@ def cancel_once(plan: WorldPlan) -> None:
     """Cancels that are carried out under an epoch that a late fence ends."""
     plan.clients = [replace(it, cancels_after_s=0.3 + 0.1 * (it.number % 9)) for it in plan.clients]
     half_fenced_is_not_fenced(plan)
+
+
+@directed
+def look_back_by_append_time(plan: WorldPlan) -> None:
+    """A second of publishes that land late, behind the cancels of them, while no worker is there."""
+    _exact(plan)
+    _untrimmed(plan)
+    plan.session_s, plan.tokens_per_second, plan.batches = 3.0, 20.0, []
+    plan.limits = replace(plan.limits, publish_seconds=0.3)
+    plan.troubles = [
+        Trouble(0.01, "weather", 1.5, Weather(append_late=0.4)),
+        Trouble(0.05, "kill all workers"),
+    ]
+    draw = random.Random(f"{plan.seed}/late")
+    plan.clients = [
+        replace(it, at_s=draw.uniform(0.1, 1.2), mode="stream", key=None, resumable=False)
+        for it in plan.clients
+    ]

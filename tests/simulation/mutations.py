@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
+from consumers.inference.cancels import CancelTail
 from consumers.inference.commits import Commits
 from consumers.inference.ledger_writer import LedgerWriter
 from consumers.inference.ownership import Ownership
@@ -230,7 +231,7 @@ def resume_off_by_one(stack: contextlib.ExitStack) -> None:
 @mutation
 def forget_cancels_on_takeover(stack: contextlib.ExitStack) -> None:
     """A new owner does not ask what was cancelled before it came."""
-    _put(stack, Worker, "cover_cancels", _nothing)
+    _put(stack, CancelTail, "_cover", _nothing)
 
 
 @mutation
@@ -546,3 +547,14 @@ def hear_after_all_deadlines(stack: contextlib.ExitStack) -> None:
 
     old_fail = _put(stack, Scheduler, "fail", fail)
     old_report = _put(stack, Scheduler, "_report", report)
+
+
+@mutation
+def look_back_by_append_time(stack: contextlib.ExitStack) -> None:
+    """Cancels are looked up from a record's own time on, though it may lie behind its cancel."""
+
+    def arrive(self: Worker, work: Any) -> None:
+        work.made_ms = work.append_ms
+        old(self, work)
+
+    old = _put(stack, Worker, "arrive", arrive)

@@ -25,7 +25,7 @@ def catches(name: str, seed: int) -> bool:
     direct = DIRECTED.get(name)
     with mutated(name):
         caught = bool(run(seed, direct=direct).violations)
-    return caught and (direct is None or not run(seed, direct=direct).violations)
+    return caught and not run(seed, direct=direct).violations
 
 
 def find(name: str, seeds_max: int) -> tuple[int, ...]:

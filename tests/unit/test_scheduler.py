@@ -52,6 +52,7 @@ def work(name: str, *, tier: Tier = "standard", q: str = Q, offset: int = 0, **m
         offset=offset,
         reply_partition=0,
         handle=Handle(offset),
+        made_ms=0,
         append_ms=0,
         arrived_s=0.0,
         **fields,

@@ -48,6 +48,7 @@ def work(name: str, starts: int = 0, *, tier: Tier = "standard", **more: Any) ->
         epoch=1,
         reply_partition=0,
         handle=Handle(0),
+        made_ms=0,
         append_ms=0,
         arrived_s=0.0,
         starts=starts,
