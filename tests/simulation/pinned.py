@@ -46,7 +46,7 @@ CAUGHT_BY: dict[str, tuple[int, ...]] = {
     "every_claim_wins": (6, 8, 10),
     "lost_claims_revive": (8, 24, 31),
     "poison_parks_its_neighbours": (4, 5, 6),
-    "commits_race": (36, 44, 123),
+    "commits_race": (5, 44, 123),
     "marks_forget_what_has_begun": (0, 1, 2),
     "marks_forget_ends": (2, 16, 18),
     "two_wall_clocks": (5, 8, 16),
