@@ -8,6 +8,7 @@ from collections import OrderedDict, deque
 from collections.abc import Iterable
 from math import inf
 
+from core.cancelled_ids import CancelledIds
 from core.recovery import unfaithful
 from core.runs import Output, Report, RunEnded
 from core.solitude import Solitude
@@ -55,12 +56,11 @@ class Scheduler:
         self.slots = slots
         self._worker_id = worker_id
         self._run_seconds = run_seconds
-        self._cancelled_max = cancelled_max
         self._queues: dict[Tier, deque[Work]] = {tier: deque() for tier in TIERS}
         self._runs: dict[int, Work] = {}
         self._known: dict[Key, list[Work]] = {}  # nearly always one
         self._recent: OrderedDict[tuple[str, Key], int] = OrderedDict()
-        self._cancelled: OrderedDict[Key, None] = OrderedDict()
+        self._cancelled = CancelledIds(cancelled_max)
         self._next_run = 1
         self._due_s = inf  # until then no tick has to look at all works
         self._draining = False
@@ -97,8 +97,8 @@ class Scheduler:
                 self._clear(commands)
             case Arrived(work):
                 self._arrive(work, now_s, commands)
-            case CancelRequested(tenant, request_id):
-                self._cancel((tenant, request_id), now_s, commands)
+            case CancelRequested(tenant, request_id, earlier):
+                self._cancel((tenant, request_id), earlier, now_s, commands)
             case CapacityChanged(slots):
                 self.slots = slots
             case Dropped(qs):
@@ -254,7 +254,7 @@ class Scheduler:
             self._end_failed(work, error, commands)
         return commands
 
-    def _cancel(self, key: Key, now_s: float, commands: list[Command]) -> None:
+    def _cancel(self, key: Key, earlier: bool, now_s: float, commands: list[Command]) -> None:
         for work in list(self._known.get(key, ())):
             if now_s >= work.end_by_s:
                 self._end_expired(work, "total", commands)
@@ -262,10 +262,7 @@ class Scheduler:
                 self._end_cancelled(work, commands)
         # Kept also when it was carried out: should another owner's fence have made `Cancelled`
         # invisible, the request is taken over again, and nobody reads its cancel a second time.
-        self._cancelled[key] = None
-        self._cancelled.move_to_end(key)
-        if len(self._cancelled) > self._cancelled_max:
-            self._cancelled.popitem(last=False)
+        (self._cancelled.add_earlier if earlier else self._cancelled.add)(key)
 
     def _forget(self, work: Work) -> None:
         same = self._known.get(work.key, [])

@@ -192,10 +192,11 @@ class Arrived:
 
 @dataclass(frozen=True, slots=True)
 class CancelRequested:
-    """A cancel was read from `control`."""
+    """A cancel was read from `control`; `earlier`: looked up, it was appended before what is known."""
 
     tenant: str
     request_id: str
+    earlier: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,10 @@ from topics.ports import Log, LogError, OffsetOutOfRange, Partition, Record, Tai
 
 HERE = Partition(CONTROL, 0)
 RETRY_SECONDS_MAX = 2.0
+EMPTY_READS_MAX = 20
+"""Of half a second each, in a row, where records should lie; then the look-up has failed."""
+
+OnCancel = Callable[[str, str, bool], None]
 
 _log = logging.getLogger(__name__)
 
@@ -31,17 +35,17 @@ class CancelTail:
     def __init__(self, log: Log, skew_ms: int) -> None:
         self._log = log
         self._skew_ms = skew_ms
-        self._on_cancel: Callable[[str, str], None] = lambda _tenant, _request_id: None
+        self._on_cancel: OnCancel = lambda _tenant, _request_id, _earlier: None
         self._tail: Tail | None = None
         self._from = 0
         self._since_ms = inf  # what was appended since then is told, or will be
         self._look = asyncio.Event()
         self._covering = asyncio.Lock()
 
-    async def start(self, on_cancel: Callable[[str, str], None]) -> list[asyncio.Task[None]]:
+    async def start(self, on_cancel: OnCancel) -> list[asyncio.Task[None]]:
         """Starts at the end; returns the loops, whose failure is the worker's.
 
-        `on_cancel` is told tenant and id of what need not run (on).
+        `on_cancel` is told tenant and id of what need not run (on), and whether that was looked up.
         """
         self._on_cancel = on_cancel
         self._from = (await self._log.end_offsets([HERE]))[HERE]
@@ -55,14 +59,22 @@ class CancelTail:
         while True:
             try:
                 for record in await tail.read(max_wait_seconds=1.0):
-                    self._take(record)
+                    self._take(record, earlier=False)
             except OffsetOutOfRange:
-                start = (await self._log.start_offsets([HERE]))[HERE]
-                _log.critical("control was cut off or recreated: going on from %s", start)
-                tail.assign({HERE: start})
-                self._from = start  # nothing before it is there to be looked up
+                await self._begin_anew(tail)
 
-    def _take(self, record: Record) -> None:
+    async def _begin_anew(self, tail: Tail) -> None:
+        try:
+            start = (await self._log.start_offsets([HERE]))[HERE]
+        except LogError as error:
+            _log.warning("control was cut off or recreated, and does not say where: %s", error)
+            await asyncio.sleep(RETRY_SECONDS_MAX)
+            return  # what it reads is out of range again
+        _log.critical("control was cut off or recreated: going on from %s", start)
+        tail.assign({HERE: start})
+        self._from = start  # nothing before it is there to be looked up
+
+    def _take(self, record: Record, *, earlier: bool) -> None:
         try:
             control = decode_control(record.value)
         except UndecodableRecord as error:
@@ -70,7 +82,7 @@ class CancelTail:
             return
         # nobody can read what was deleted: it need not run on
         if control.kind in ("cancel", "delete") and control.tenant and control.request_id:
-            self._on_cancel(control.tenant, control.request_id)
+            self._on_cancel(control.tenant, control.request_id, earlier)
 
     def look_back(self, made_ms: int) -> None:
         """Tells soon what was cancelled since `made_ms` (an id's time) and is not known yet."""
@@ -95,25 +107,32 @@ class CancelTail:
 
     async def cover(self, appended_ms: int) -> None:
         """Takes the cancels of all that was appended since then. Raises LogError if the log is away."""
-        await self._cover(appended_ms - self._skew_ms)
+        async with self._covering:  # the tiers take over at once, and one look-up does for all
+            await self._cover(appended_ms - self._skew_ms)
 
     async def _cover(self, since_ms: float) -> None:
-        async with self._covering:
-            start = (await self._log.offsets_at({HERE: max(0, int(since_ms))}))[HERE]
-            if start < self._from:
-                await self._take_from(start)
-            self._since_ms = min(self._since_ms, since_ms)
+        """Beside another one it may tell what that one tells as well, and misses nothing."""
+        start = (await self._log.offsets_at({HERE: max(0, int(since_ms))}))[HERE]
+        if start < self._from:
+            await self._take_from(start)
+        self._since_ms = min(self._since_ms, since_ms)
 
     async def _take_from(self, start: int) -> None:
         tail = await self._log.tail({HERE: start})
+        empty_reads = 0
         try:
             while (position := tail.position(HERE)) < self._from:
                 records = await tail.read(max_wait_seconds=0.5)
                 for record in records:
                     if record.offset < self._from:
-                        self._take(record)
-                if not records and tail.position(HERE) == position:
-                    await self._still_there()
+                        self._take(record, earlier=True)
+                if records or tail.position(HERE) != position:
+                    empty_reads = 0
+                    continue
+                await self._still_there()
+                empty_reads += 1
+                if empty_reads == EMPTY_READS_MAX:
+                    raise LogError(f"control cannot be read at {position}")
         finally:
             await tail.close()
         self._from = min(self._from, start)  # it was recreated meanwhile if it is less

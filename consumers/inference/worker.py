@@ -173,9 +173,9 @@ class Worker:
         """All reports of one engine step."""
         self._do(EngineReported(reports))
 
-    def on_cancel(self, tenant: str, request_id: str) -> None:
-        """A cancel from `control`."""
-        self._do(CancelRequested(tenant, request_id))
+    def on_cancel(self, tenant: str, request_id: str, earlier: bool) -> None:
+        """A cancel from `control`; `earlier`: it was looked up."""
+        self._do(CancelRequested(tenant, request_id, earlier))
 
     def on_capacity(self, slots: int) -> None:
         """The engine runs so many at once from now on; 0 while there is none."""

@@ -497,7 +497,7 @@ def cancel_once(stack: contextlib.ExitStack) -> None:
         met = key in self._known
         old(self, key, *args)
         if met:
-            self._cancelled.pop(key, None)
+            self._cancelled.forget(key)
 
     old = _put(stack, Scheduler, "_cancel", cancel)
 

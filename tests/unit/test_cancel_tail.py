@@ -2,18 +2,20 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import cast
 
 import pytest
 
-from consumers.inference.cancels import CancelTail
+from consumers.inference import cancels
+from consumers.inference.cancels import EMPTY_READS_MAX, HERE, CancelTail
 from schemas.codec import encode
 from schemas.operations import Control
 from topics.catalogue import CONTROL, TopicSettings, catalogue
 from topics.memory import MemoryLog
-from topics.ports import LogError, Partition, Tail
+from topics.ports import LogError, Partition, Record, Tail
 
 SKEW_MS = 100
 
@@ -24,6 +26,7 @@ class Heard:
 
     now_ms: int = 1_000_000
     told: list[str] = field(default_factory=list)
+    looked_up: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.log = MemoryLog(clock_ms=lambda: self.now_ms)
@@ -41,13 +44,18 @@ class Heard:
 
     @asynccontextmanager
     async def listening(self) -> AsyncIterator[None]:
-        loops = await self.tail.start(lambda _, request_id: self.told.append(request_id))
+        loops = await self.tail.start(self._hear)
         yield
         for loop in loops:
             loop.cancel()
         ends = await asyncio.gather(*loops, return_exceptions=True)
         assert all(isinstance(it, asyncio.CancelledError) for it in ends), ends
         await self.tail.close()
+
+    def _hear(self, _tenant: str, request_id: str, earlier: bool) -> None:
+        self.told.append(request_id)
+        if earlier:
+            self.looked_up.append(request_id)
 
     async def tells(self, *wanted: str) -> None:
         async with asyncio.timeout(5):
@@ -85,6 +93,7 @@ async def test_who_takes_over_is_told_what_may_concern_what_was_appended_since(
         assert heard.told == ["by a slow clock", "later"]
         await heard.cancel("now", 1_010_000)
         await heard.tells("by a slow clock", "later", "now")
+        assert heard.looked_up == ["by a slow clock", "later"]
 
 
 async def test_an_older_request_makes_it_look_further_back_and_nothing_is_told_twice(
@@ -152,11 +161,11 @@ async def test_older_requests_that_come_while_it_looks_back_are_served_as_well(
         for made_ms in (1_006_000, 1_006_001, 1_003_000, 1_000_000, 1_000_500):
             heard.tail.look_back(made_ms)
             await asyncio.sleep(0.01)
-        await asyncio.sleep(0.1)
+        async with asyncio.timeout(5):
+            while len(heard.told) < 3:
+                await asyncio.sleep(0.01)
         assert heard.told[0] == "young"
         assert sorted(heard.told) == ["old", "oldest", "young"]
-        heard.tail.look_back(900_000)
-        await heard.tail.cover(800_000)
 
 
 async def test_a_broker_that_is_away_is_asked_again(heard: Heard) -> None:
@@ -231,3 +240,71 @@ async def test_nor_if_it_is_recreated_while_it_is_looked_up(
         async with asyncio.timeout(5):
             await heard.tail.cover(900_000)
         assert heard.told.count("new") == 1
+
+
+async def test_the_end_of_control_is_asked_for_until_the_broker_tells(
+    heard: Heard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was recreated, and the broker is away again before it has said where it begins."""
+    start_offsets = heard.log.start_offsets
+    failed = asyncio.Event()
+
+    async def once(partitions: Sequence[Partition]) -> dict[Partition, int]:
+        if not failed.is_set():
+            failed.set()
+            raise LogError("the broker is away")
+        return await start_offsets(partitions)
+
+    monkeypatch.setattr(cancels, "RETRY_SECONDS_MAX", 0.01)
+    monkeypatch.setattr(heard.log, "start_offsets", once)
+    for number in range(5):
+        await heard.cancel(f"lost {number}", 1_000_000)
+    async with heard.listening():
+        heard.log.delete(CONTROL)
+        await heard.log.create(catalogue("default", TopicSettings()))
+        await heard.cancel("new", 1_001_000)
+        await heard.tells("new")
+    assert failed.is_set()
+
+
+class Deaf:
+    """A reader of what nobody can read: nothing comes, and it does not move on."""
+
+    def __init__(self, positions: Mapping[Partition, int]) -> None:
+        self.position = positions.__getitem__
+        self.reads_count = 0
+
+    async def read(self, **_: object) -> list[Record]:
+        self.reads_count += 1
+        await asyncio.sleep(0)
+        return []
+
+    async def close(self) -> None:
+        pass
+
+
+async def test_what_cannot_be_read_fails_and_holds_no_takeover_up(
+    heard: Heard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await heard.cancel("damaged", 1_000_000)
+    await heard.cancel("whole", 1_005_000)
+    tail, deaf = heard.log.tail, list[Deaf]()
+
+    async def damaged(positions: Mapping[Partition, int]) -> Tail:
+        if positions[HERE] > 0:
+            return await tail(positions)
+        deaf.append(Deaf(positions))
+        return cast("Tail", deaf[-1])
+
+    async with heard.listening():
+        monkeypatch.setattr(heard.log, "tail", damaged)
+        heard.tail.look_back(1_000_000)
+        await asyncio.sleep(0)
+        async with asyncio.timeout(5):
+            await heard.tail.cover(1_005_000)
+            assert heard.told == ["whole"]
+            while len(deaf) < 2:
+                await asyncio.sleep(0.01)
+            with pytest.raises(LogError, match="cannot be read at 0"):
+                await heard.tail.cover(1_000_000)
+    assert deaf[0].reads_count == EMPTY_READS_MAX

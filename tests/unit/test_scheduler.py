@@ -181,6 +181,26 @@ def test_a_cancel_that_comes_first_is_remembered_within_bounds() -> None:
         assert isinstance(end.event, Cancelled)
 
 
+def test_what_is_looked_up_takes_no_place_from_what_was_just_heard() -> None:
+    core = scheduler(slots=5, cancelled_max=3)
+    for name, earlier in (("b", False), ("c", False), ("a", True), ("too much", True), ("b", True)):
+        core.handle(CancelRequested("acme", name, earlier), 0)
+    assert started(core.handle(Arrived(work("too much")), 1)) == ["too much"]
+    core.handle(CancelRequested("acme", "d"), 1)
+    assert started(core.handle(Arrived(work("a")), 1)) == ["a"], "the oldest"
+    for name in ("b", "c", "d"):
+        (end,) = ends(core.handle(Arrived(work(name)), 1))
+        assert isinstance(end.event, Cancelled)
+
+
+def test_what_is_looked_up_ends_what_runs_though_there_is_no_place_for_it() -> None:
+    core = scheduler(cancelled_max=1)
+    core.handle(CancelRequested("acme", "b"), 0)
+    core.handle(Arrived(work("a")), 0)
+    (end,) = ends(core.handle(CancelRequested("acme", "a", True), 1))
+    assert isinstance(end.event, Cancelled)
+
+
 @pytest.mark.parametrize(
     ("slots", "end_by_s", "at_s", "deadline"),
     [(0, 100.0, 10.0, "start"), (1, 100.0, 5.0, "first_token"), (1, 4.0, 4.0, "total")],
