@@ -60,7 +60,7 @@ def _median(repeats: Sequence[Mapping[str, float]], name: str) -> float:
 def show_scaling(results: Mapping[str, Figures]) -> str:
     """From `pipeline`, `open_streams` and `log_bytes` to 10,000 requests a second."""
     request_us = _median(results["pipeline"]["at_once"]["streamed"], "api_cpu_us_per_request")
-    worker_us = _median(results["pipeline"]["at_once"]["whole"], "worker_cpu_us_per_request")
+    worker_us = _median(results["pipeline"]["at_once"]["streamed"], "worker_cpu_us_per_request")
     many = [it for it in results["open_streams"]["cases"] if it["streams"] == 1_000]
     token_us = 1e6 / _median(many, "tokens_per_api_cpu_second")
     # 64 streams in 4 partitions: 16 tokens a record, about what a worker's record has in a cell
