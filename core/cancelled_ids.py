@@ -31,7 +31,3 @@ class CancelledIds:
         if key not in self._keys and len(self._keys) < self._size_max:
             self._keys[key] = None
             self._keys.move_to_end(key, last=False)
-
-    def forget(self, key: Key) -> None:
-        """As if it had never been cancelled."""
-        self._keys.pop(key, None)

@@ -196,7 +196,7 @@ class CancelRequested:
 
     tenant: str
     request_id: str
-    earlier: bool = False
+    earlier: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -90,7 +90,7 @@ class Ticking(RuleBasedStateMachine):
     @rule(data=st.data())
     def cancel(self, data: st.DataObject) -> None:
         name = str(data.draw(st.integers(1, self.count)))
-        self.core.handle(CancelRequested("acme", name), self.now_s)
+        self.core.handle(CancelRequested("acme", name, False), self.now_s)
 
     @rule(seconds=st.integers(0, 12))
     def tick(self, seconds: int) -> None:

@@ -497,7 +497,7 @@ def cancel_once(stack: contextlib.ExitStack) -> None:
         met = key in self._known
         old(self, key, *args)
         if met:
-            self._cancelled.forget(key)
+            self._cancelled._keys.pop(key, None)
 
     old = _put(stack, Scheduler, "_cancel", cancel)
 

@@ -155,9 +155,9 @@ def test_a_cancel_ends_what_waits_and_what_runs() -> None:
     running, waiting = work("a"), work("b")
     core.handle(Arrived(running), 0)
     core.handle(Arrived(waiting), 0)
-    commands = core.handle(CancelRequested("acme", "b"), 1)
+    commands = core.handle(CancelRequested("acme", "b", False), 1)
     assert [type(it) for it in commands] == [EndWork]
-    commands = core.handle(CancelRequested("acme", "a"), 1)
+    commands = core.handle(CancelRequested("acme", "a", False), 1)
     assert AbortOnEngine(running.run_id) in commands
     assert isinstance(ends(commands)[0].event, Cancelled)
     assert (core.running, list(core.works())) == (0, [])
@@ -167,14 +167,14 @@ def test_a_cancel_ends_what_waits_and_what_runs() -> None:
 def test_another_tenants_cancel_changes_nothing() -> None:
     core = scheduler()
     core.handle(Arrived(work("a")), 0)
-    assert core.handle(CancelRequested("other", "a"), 1) == []
+    assert core.handle(CancelRequested("other", "a", False), 1) == []
     assert core.running == 1
 
 
 def test_a_cancel_that_comes_first_is_remembered_within_bounds() -> None:
     core = scheduler(slots=5, cancelled_max=2)
     for name in ("a", "b", "c"):
-        core.handle(CancelRequested("acme", name), 0)
+        core.handle(CancelRequested("acme", name, False), 0)
     assert started(core.handle(Arrived(work("a")), 1)) == ["a"], "forgotten beyond the bound"
     for name in ("b", "c"):
         (end,) = ends(core.handle(Arrived(work(name)), 1))
@@ -183,19 +183,21 @@ def test_a_cancel_that_comes_first_is_remembered_within_bounds() -> None:
 
 def test_what_is_looked_up_takes_no_place_from_what_was_just_heard() -> None:
     core = scheduler(slots=5, cancelled_max=3)
-    for name, earlier in (("b", False), ("c", False), ("a", True), ("too much", True), ("b", True)):
+    for name, earlier in (("b", False), ("c", False), ("c", True), ("a", True), ("too much", True)):
         core.handle(CancelRequested("acme", name, earlier), 0)
     assert started(core.handle(Arrived(work("too much")), 1)) == ["too much"]
-    core.handle(CancelRequested("acme", "d"), 1)
-    assert started(core.handle(Arrived(work("a")), 1)) == ["a"], "the oldest"
-    for name in ("b", "c", "d"):
+    core.handle(CancelRequested("acme", "d", False), 1)
+    assert started(core.handle(Arrived(work("a")), 1)) == ["a"], "what was looked up is the oldest"
+    core.handle(CancelRequested("acme", "e", False), 1)
+    assert started(core.handle(Arrived(work("b")), 1)) == ["b"], "then what was heard first"
+    for name in ("c", "d", "e"):
         (end,) = ends(core.handle(Arrived(work(name)), 1))
         assert isinstance(end.event, Cancelled)
 
 
 def test_what_is_looked_up_ends_what_runs_though_there_is_no_place_for_it() -> None:
     core = scheduler(cancelled_max=1)
-    core.handle(CancelRequested("acme", "b"), 0)
+    core.handle(CancelRequested("acme", "b", False), 0)
     core.handle(Arrived(work("a")), 0)
     (end,) = ends(core.handle(CancelRequested("acme", "a", True), 1))
     assert isinstance(end.event, Cancelled)

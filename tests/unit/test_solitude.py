@@ -117,7 +117,7 @@ def test_whatever_ends_it_lets_the_others_go_on() -> None:
             case "failed":
                 commands = core.handle(EngineReported([RunEnded(suspect.run_id, 1, 0, error)]), 1)
             case "cancelled":
-                commands = core.handle(CancelRequested("acme", "suspect"), 1)
+                commands = core.handle(CancelRequested("acme", "suspect", False), 1)
             case "dropped":
                 commands = core.handle(Dropped(frozenset({"gone/0"})), 1)
             case _:
@@ -157,7 +157,7 @@ def test_its_own_deadline_bounds_how_long_it_waits() -> None:
 def test_a_cancel_while_it_waits_ends_it() -> None:
     core = scheduler()
     arrive(core, work("long"), work("suspect", 2))
-    core.handle(CancelRequested("acme", "suspect"), 1)
+    core.handle(CancelRequested("acme", "suspect", False), 1)
     assert core.waiting() == 0
     assert arrive(core, work("other"), now_s=1) == ["other"]
 
